@@ -1,0 +1,106 @@
+"""What a person sees on the terminal: messages and the progress of long work."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def is_main_process() -> bool:
+    """Whether this process is rank 0, the only one that speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(message: str) -> None:
+    """Print one plain line, on rank 0 only."""
+    if is_main_process():
+        console.print(message, markup=False)
+
+
+class Advance(Protocol):
+    """Reports `steps` more items done, with an optional short note (a loss, a count)."""
+
+    def __call__(self, steps: int = 1, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(description: str, total: int, *, unit: str = "it") -> Iterator[Advance]:
+    """Show the progress of `total` items with rate and time left.
+
+    On a terminal this is a live bar; elsewhere a plain line about every ten seconds and one at
+    the end, so that a log file stays readable.
+
+    Parameters
+    ----------
+    description
+        What is being done: "pretraining", "converting".
+    total
+        Number of items.
+    unit
+        What an item is, for the rate.
+
+    Yields
+    ------
+    Advance
+        To be called as items are done.
+    """
+    if not is_main_process():
+        yield lambda steps=1, note="": None
+    elif console.is_terminal:
+        with _live_bar(description, total) as advance:
+            yield advance
+    else:
+        yield _plain_lines(description, total, unit)
+
+
+@contextmanager
+def _live_bar(description: str, total: int) -> Iterator[Advance]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            bar.update(task, advance=steps, **({"note": note} if note else {}))
+
+        yield advance
+
+
+def _plain_lines(description: str, total: int, unit: str, every_s: float = 10.0) -> Advance:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(steps: int = 1, note: str = "") -> None:
+        nonlocal done, last
+        done += steps
+        now = time.monotonic()
+        if done < total and now - last < every_s:
+            return
+        last = now
+        rate = done / max(now - start, 1e-9)
+        left = (total - done) / max(rate, 1e-9)
+        say(f"{description}: {done}/{total} {unit}, {rate:.3g}/s, {left:.0f} s left {note}".rstrip())
+
+    return advance
