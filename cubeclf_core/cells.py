@@ -7,8 +7,6 @@ they are z, y, x.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cubeclf_core.errors import CellsError
+from cubeclf_core.files import replacing
 
 CELL = 2
 NO_CELL = 1
@@ -96,12 +95,10 @@ def read_cells(path: str | Path) -> Cells:
 def write_cells(path: str | Path, cells: Cells) -> None:
     """Write a cells XML file that cellfinder, brainmapper and napari read.
 
-    The file is written beside its place and renamed, so a cut-off write leaves nothing behind.
-
     Parameters
     ----------
     path
-        The file; its folder must exist.
+        The file.
     cells
         Positions are rounded to whole voxels, as the format has integers only. Markers are grouped
         by type, and within a type keep their order.
@@ -120,10 +117,8 @@ def write_cells(path: str | Path, cells: Cells) -> None:
             for axis, value in zip("XYZ", position[::-1], strict=True):
                 ET.SubElement(marker, f"Marker{axis}").text = str(value)
     ET.indent(root)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    with os.fdopen(handle, "wb") as file:
-        ET.ElementTree(root).write(file, encoding="UTF-8", xml_declaration=True)
-    Path(temporary).replace(path)
+    with replacing(path) as temporary:
+        ET.ElementTree(root).write(temporary, encoding="UTF-8", xml_declaration=True)
 
 
 def _text(element: ET.Element, tag: str) -> str:
