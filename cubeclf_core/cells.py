@@ -45,7 +45,7 @@ class Cells:
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         """1 for a cell, 0 for anything else; shape (n,)."""
-        return (self.types == CELL).astype(np.int64)
+        return np.asarray(self.types == CELL, np.int64)
 
     def __getitem__(self, index: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Cells:
         return Cells(self.positions[index], self.types[index])
@@ -82,11 +82,12 @@ def read_cells(path: str | Path) -> Cells:
             for marker in group.iter("Marker"):
                 positions.append(tuple(float(_text(marker, f"Marker{axis}")) for axis in "ZYX"))
                 types.append(kind)
-    except ValueError as error:
+        kinds = np.array(types, np.int64)
+    except (ValueError, OverflowError) as error:
         raise CellsError(f"{path} holds a marker that cannot be understood: {error}") from error
     if not positions:
         raise CellsError(f"{path} lists no cells; expected markers with MarkerX, MarkerY, MarkerZ")
-    cells = Cells(np.array(positions, np.float64), np.array(types, np.int64))
+    cells = Cells(np.array(positions, np.float64), kinds)
     if not np.isfinite(cells.positions).all():
         raise CellsError(f"{path} holds a position that is not finite")
     return cells
@@ -103,6 +104,7 @@ def write_cells(path: str | Path, cells: Cells) -> None:
         Positions are rounded to whole voxels, as the format has integers only. Markers are grouped
         by type, and within a type keep their order.
     """
+    assert np.isfinite(cells.positions).all()
     path = Path(path)
     root = ET.Element("CellCounter_Marker_File")
     image = ET.SubElement(root, "Image_Properties")

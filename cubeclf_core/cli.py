@@ -90,8 +90,12 @@ def _command(config_class: type[Any], target: str) -> Callable[..., None]:
             bool, Parameter(negative="", help="Print the resolved configuration as YAML and stop.")
         ],
         "debug": Annotated[
-            bool, Parameter(negative="", help="Show the traceback of an error. `--config FILE.yaml` "
-                            "reads any of these settings from a file; flags win over it.")
+            bool,
+            Parameter(
+                negative="",
+                help="Show the traceback of an error. `--config FILE.yaml` "
+                "reads any of these settings from a file; flags win over it.",
+            ),
         ],
         "return": None,
     }

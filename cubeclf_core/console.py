@@ -35,7 +35,8 @@ def say(message: str) -> None:
 class Advance(Protocol):
     """Reports `steps` more items done, with an optional short note (a loss, a count)."""
 
-    def __call__(self, steps: int = 1, note: str = "") -> None: ...
+    def __call__(self, steps: int = 1, note: str = "") -> None:
+        """Report `steps` more items."""
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def _live_bar(description: str, total: int) -> Iterator[Advance]:
         task = bar.add_task(description, total=total, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
-            bar.update(task, advance=steps, **({"note": note} if note else {}))
+            bar.update(task, advance=steps, note=note or bar.tasks[task].fields["note"])
 
         yield advance
 
@@ -101,6 +102,8 @@ def _plain_lines(description: str, total: int, unit: str, every_s: float = 10.0)
         last = now
         rate = done / max(now - start, 1e-9)
         left = (total - done) / max(rate, 1e-9)
-        say(f"{description}: {done}/{total} {unit}, {rate:.3g}/s, {left:.0f} s left {note}".rstrip())
+        say(
+            f"{description}: {done}/{total} {unit}, {rate:.3g}/s, {left:.0f} s left {note}".rstrip()
+        )
 
     return advance

@@ -1,0 +1,1 @@
+"""A backbone and labels to a classifier: data, training, export, classification."""

@@ -1,0 +1,1 @@
+"""Unlabelled brains to a backbone: one file an objective, views, the run."""

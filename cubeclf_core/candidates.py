@@ -1,0 +1,136 @@
+"""Cuboids around given positions: each region of the volume is decoded about once.
+
+Positions are grouped into blocks of the volume; a block is read in one go with the margin that its
+cuboids need, and cut. No position is dropped: what a cuboid lacks at the border is reflected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cubeclf_core.geometry import Shape3, Size3, resample, source_shape, starts_around
+from cubeclf_core.volumes import Volume
+
+_BLOCK_UM = 640.0  # with the margin of a cuboid, a few times a chunk of usual size
+
+
+@dataclass(frozen=True)
+class CandidateCuboids:
+    """Some of the candidates' cuboids.
+
+    Attributes
+    ----------
+    index
+        Shape (b,), which of the positions.
+    cuboids
+        Float32 raw counts at the wanted voxel size.
+    padded
+        Shape (b,), whether a part lay outside the volume and was reflected.
+    """
+
+    index: npt.NDArray[np.int64]
+    cuboids: Float[Tensor, "b c z y x"]
+    padded: npt.NDArray[np.bool_]
+
+
+def read_candidates(
+    volume: Volume,
+    positions: npt.NDArray[np.float64],
+    *,
+    shape: Shape3,
+    voxel_size_um: Size3,
+    n_channels: int,
+    batch_size: int = 64,
+) -> Iterator[CandidateCuboids]:
+    """Read the cuboids around positions, block by block, in bounded memory.
+
+    Parameters
+    ----------
+    volume
+        Where to read.
+    positions
+        Shape (n, 3), z y x in voxels of the volume, inside it.
+    shape
+        Of the cuboids, z y x, in voxels of `voxel_size_um`.
+    voxel_size_um
+        z y x; the cuboids are resampled to it.
+    n_channels
+        Channels to read; no more than the volume has.
+    batch_size
+        At most so many cuboids at a time.
+
+    Yields
+    ------
+    CandidateCuboids
+        In the order of reading; together every position once.
+
+    Raises
+    ------
+    VolumeTooSmall
+        If the volume is smaller than one cuboid.
+    """
+    extent = source_shape(shape, voxel_size_um, volume)
+    starts = starts_around(positions, extent)
+    for group in _blocks(volume, positions):
+        low = starts[group].min(axis=0).clip(0, None)
+        high = (starts[group] + extent).max(axis=0).clip(None, volume.shape)
+        block = volume.read(tuple(low.tolist()), tuple(high.tolist()), n_channels)
+        for index in np.split(group, range(batch_size, len(group), batch_size)):
+            cut = [_cut(block, start - low, extent) for start in starts[index]]
+            yield CandidateCuboids(
+                index,
+                resample(np.stack([cuboid for cuboid, _ in cut]), shape),
+                np.array([padded for _, padded in cut]),
+            )
+
+
+def read_all_candidates(
+    volume: Volume,
+    positions: npt.NDArray[np.float64],
+    *,
+    shape: Shape3,
+    voxel_size_um: Size3,
+    n_channels: int,
+) -> Float[Tensor, "n c z y x"]:
+    """Read the cuboids around positions into memory, in their order; see `read_candidates`."""
+    cuboids = torch.empty(len(positions), n_channels, *shape)
+    for part in read_candidates(
+        volume, positions, shape=shape, voxel_size_um=voxel_size_um, n_channels=n_channels
+    ):
+        cuboids[torch.from_numpy(part.index)] = part.cuboids
+    return cuboids
+
+
+def _blocks(volume: Volume, positions: npt.NDArray[np.float64]) -> Iterator[npt.NDArray[np.int64]]:
+    """Group positions by block, blocks in z y x order, the file's order within a block."""
+    size = np.maximum(1, np.rint(_BLOCK_UM / np.array(volume.voxel_size_um)))
+    if volume.chunk_shape[0] == 1:  # planes are read whole, so a block spans all of y and x
+        size[1:] = volume.shape[1:]
+    block = (positions // size).astype(np.int64)
+    _, inverse = np.unique(block, axis=0, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(inverse[order])) + 1)
+
+
+def _cut(
+    block: npt.NDArray[np.generic], start: npt.NDArray[np.int64], extent: Shape3
+) -> tuple[npt.NDArray[np.generic], bool]:
+    """Cut a cuboid that may stick out of the block, which then ends at the volume's border."""
+    stop = start + extent
+    before = np.maximum(0, -start)
+    after = np.maximum(0, stop - block.shape[1:])
+    inside = tuple(
+        slice(max(0, a), max(0, b)) for a, b in zip(start.tolist(), stop.tolist(), strict=True)
+    )
+    cuboid = block[(slice(None), *inside)]
+    if not (before.any() or after.any()):
+        return cuboid, False
+    pad = [(0, 0), *zip(before.tolist(), after.tolist(), strict=True)]
+    return np.pad(cuboid, pad, mode="reflect"), True

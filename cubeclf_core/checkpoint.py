@@ -1,0 +1,112 @@
+"""Files of weights that explain themselves: safetensors with a JSON header, never a pickle.
+
+The header says what kind of file it is, its format version, the whole config of the network, the
+normalisation and the provenance; see `Header`. Files are written beside their place and renamed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cubeclf_core.environment import environment
+from cubeclf_core.errors import CheckpointError
+from cubeclf_core.files import replacing
+from cubeclf_core.normalise import NORMALISATION
+
+FORMAT_VERSION = 1
+_KEY = "cubeclf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a weights file says of itself.
+
+    Attributes
+    ----------
+    kind
+        "backbone" or "classifier".
+    backbone
+        The config of the network: size, channels, cuboid, voxel size, patch.
+    head
+        The config of a classifier's head; empty for a backbone.
+    training
+        Settings and data that the weights come from.
+    """
+
+    kind: str
+    backbone: dict[str, Any]
+    head: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    normalisation: str = NORMALISATION
+    provenance: dict[str, Any] = field(default_factory=lambda: provenance())
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """Write as JSON."""
+        return json.dumps(dataclasses.asdict(self), default=str)
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, platform, command line and time."""
+    return {**environment(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def save_checkpoint(path: Path, header: Header, tensors: dict[str, Tensor]) -> None:
+    """Write weights and header to `path`, whole or not at all."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(contiguous, temporary, metadata={_KEY: header.to_json()})
+
+
+def load_checkpoint(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
+    """Read a weights file, or the one that a run's folder exported.
+
+    Parameters
+    ----------
+    path
+        A `.safetensors` file or a run's folder.
+    kind
+        What is expected: "backbone" or "classifier".
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such file, it is not ours, of another kind, or of a newer version.
+    """
+    file = path / "exported" / f"{kind}.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(
+            f"no {kind} at {file}; expected a run's folder or a .safetensors file"
+        )
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+            header = _read_header(file, metadata, kind)
+            return header, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is no safetensors file: {error}") from error
+
+
+def _read_header(file: Path, metadata: dict[str, str], kind: str) -> Header:
+    if _KEY not in metadata:
+        raise CheckpointError(
+            f"{file} was not written by cubeclf: its header has no {_KEY!r} entry"
+        )
+    values = json.loads(metadata[_KEY])
+    if values["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has format version {values['format_version']}, newer than {FORMAT_VERSION}; "
+            "update cubeclf"
+        )
+    if values["kind"] != kind:
+        raise CheckpointError(f"{file} holds a {values['kind']}, expected a {kind}")
+    return Header(**values)

@@ -1,0 +1,65 @@
+"""Classifiers as `torch.export` programs, which load without this package.
+
+The file is torch's ``.pt2`` archive; the header of the checkpoint goes along as an extra file.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cubeclf_core.checkpoint import Header
+from cubeclf_core.errors import CheckpointError
+from cubeclf_core.files import replacing
+
+_HEADER = "cubeclf.json"
+
+
+def save_exported(path: Path, network: nn.Module, example: torch.Tensor, header: Header) -> None:
+    """Export a network for any batch size and write it, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        A ``.pt2`` file.
+    network
+        In evaluation mode, takes one tensor.
+    example
+        Input of at least two items.
+    header
+        Goes along in the file.
+    """
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.export.save(program, file, extra_files={_HEADER: header.to_json()})
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file is a ``.pt2`` archive."""
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
+def load_exported(path: Path) -> tuple[nn.Module, Header]:
+    """Load an exported classifier and its header.
+
+    Raises
+    ------
+    CheckpointError
+        If the archive is not one of ours.
+    """
+    extra = {_HEADER: ""}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch speaks of its own internals here
+            program = torch.export.load(path, extra_files=extra)
+    except Exception as error:  # torch raises many kinds for a foreign archive
+        raise CheckpointError(f"{path} is no exported classifier: {error}") from error
+    if not extra[_HEADER]:
+        raise CheckpointError(f"{path} was not exported by cubeclf: it has no {_HEADER}")
+    return program.module(), Header(**json.loads(extra[_HEADER]))

@@ -1,0 +1,213 @@
+"""A 3D vision transformer for cuboids of anisotropic voxels.
+
+Blocks, initialisation and class token are timm's `VisionTransformer` (Dosovitskiy et al.,
+arXiv:2010.11929); the patch embedding and the positions are three-dimensional, and a patch is
+given in µm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cubeclf_core.errors import InputError
+
+Shape3 = tuple[int, int, int]
+Size3 = tuple[float, float, float]
+
+SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads
+    "nano": (96, 4, 3),
+    "micro": (192, 6, 3),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vit3dConfig:
+    """Everything that is needed to build the network and to cut cuboids for it.
+
+    Attributes
+    ----------
+    size
+        One of `SIZES`.
+    channels
+        1 for signal alone, 2 for signal and background.
+    cuboid_shape
+        z y x, in voxels of `voxel_size_um`.
+    voxel_size_um
+        z y x; all data is resampled to it.
+    patch_um
+        z y x; a whole number of voxels, which divides the cuboid.
+    """
+
+    size: str = "tiny"
+    channels: int = 2
+    cuboid_shape: Shape3 = (20, 50, 50)
+    voxel_size_um: Size3 = (5.0, 1.0, 1.0)
+    patch_um: Size3 = (20.0, 10.0, 10.0)
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise InputError(f"no size {self.size!r}; expected one of {', '.join(SIZES)}")
+        for length, patch, patch_um, voxel_um in zip(
+            self.cuboid_shape, self.patch_shape, self.patch_um, self.voxel_size_um, strict=True
+        ):
+            if abs(patch * voxel_um - patch_um) > 1e-6 or length % patch:
+                raise InputError(
+                    f"a patch of {self.patch_um} µm is no whole number of voxels of "
+                    f"{self.voxel_size_um} µm that divides a cuboid of {self.cuboid_shape} voxels"
+                )
+
+    @property
+    def patch_shape(self) -> Shape3:
+        """Patch in voxels, z y x."""
+        z, y, x = (
+            max(1, round(patch / voxel))
+            for patch, voxel in zip(self.patch_um, self.voxel_size_um, strict=True)
+        )
+        return z, y, x
+
+    @property
+    def grid(self) -> Shape3:
+        """Patches along z y x."""
+        z, y, x = (n // patch for n, patch in zip(self.cuboid_shape, self.patch_shape, strict=True))
+        return z, y, x
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Vit3dConfig:
+        """Read what `dataclasses.asdict` and JSON made of a config."""
+        lists: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**lists)
+
+
+class PatchEmbed3d(nn.Module):
+    """Cut a cuboid into patches and project each linearly; the grid is flattened z y x."""
+
+    def __init__(
+        self, img_size: Shape3, patch_size: Shape3, in_chans: int, embed_dim: int, **_: Any
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.grid_size = tuple(n // p for n, p in zip(img_size, patch_size, strict=True))
+        self.num_patches = self.grid_size[0] * self.grid_size[1] * self.grid_size[2]
+        self.proj = nn.Conv3d(in_chans, embed_dim, patch_size, patch_size)
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b token width"]:
+        """Project patches to tokens."""
+        return self.proj(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class Vit3d(VisionTransformer):
+    """Encoder from standardised cuboids to a class token, then patch tokens in z y x order.
+
+    Positions are fixed 3D sines and cosines; a view of another size gets them resampled
+    trilinearly. Input is what `cubeclf_core.normalise.standardise` returns.
+    """
+
+    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
+
+    def __init__(self, config: Vit3dConfig) -> None:
+        width, depth, heads = SIZES[config.size]
+        super().__init__(
+            img_size=config.cuboid_shape,  # type: ignore[arg-type]  # timm writes pairs
+            patch_size=config.patch_shape,  # type: ignore[arg-type]
+            in_chans=config.channels,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            num_classes=0,
+            global_pool="",
+            no_embed_class=True,
+            embed_layer=PatchEmbed3d,
+        )
+        self.config = config
+        self.pos_embed = nn.Parameter(
+            sincos_positions(config.grid, width)[None], requires_grad=False
+        )
+
+    @property
+    def embedding_width(self) -> int:
+        """Length of what `embed` returns."""
+        return 3 * int(self.embed_dim)
+
+    def forward(  # type: ignore[override]  # timm's takes an attention mask, of no use here
+        self, x: Float[Tensor, "b c z y x"], keep: Int[Tensor, "b kept"] | None = None
+    ) -> Float[Tensor, "b token width"]:
+        """Encode cuboids.
+
+        Parameters
+        ----------
+        x
+            Standardised cuboids; their shape a multiple of the patch.
+        keep
+            Indices of the patches to encode (masked autoencoding); all if not given.
+
+        Returns
+        -------
+        Tensor
+            Class token, then the (kept) patch tokens.
+        """
+        grid = tuple(n // p for n, p in zip(x.shape[2:], self.config.patch_shape, strict=True))
+        tokens = self.patch_embed(x) + self.positions(grid)
+        if keep is not None:
+            tokens = tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
+        return self.norm(self.blocks(tokens))  # type: ignore[no-any-return]
+
+    def embed(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b feature"]:
+        """Pool the tokens of whole cuboids: mean, mean of the inner ones, centre.
+
+        How tokens are pooled matters as much as their weights when the object in question sits at
+        the centre and fills a small part of the cuboid.
+
+        Returns
+        -------
+        Tensor
+            Shape (b, 3 × width).
+        """
+        tokens = self(x)[:, 1:].unflatten(1, self.config.grid)
+        inner = tokens[(slice(None), *(_middle(n, 3 if n % 2 else 2) for n in self.config.grid))]
+        centre = tokens[(slice(None), *(_middle(n, 1 if n % 2 else 2) for n in self.config.grid))]
+        return torch.cat([part.mean(dim=(1, 2, 3)) for part in (tokens, inner, centre)], dim=1)
+
+    def positions(self, grid: tuple[int, ...]) -> Float[Tensor, "1 token width"]:
+        """Position embedding for a grid of patches, resampled if it is not the network's own."""
+        if grid == self.config.grid:
+            return self.pos_embed
+        own = self.pos_embed.unflatten(1, self.config.grid).permute(0, 4, 1, 2, 3)
+        return F.interpolate(own, size=grid, mode="trilinear").flatten(2).transpose(1, 2)
+
+
+def _middle(n: int, width: int) -> slice:
+    width = min(width, n)
+    return slice((n - width) // 2, (n - width) // 2 + width)
+
+
+def sincos_positions(grid: Shape3, width: int) -> Float[Tensor, "token width"]:
+    """Fixed sine-cosine positions, a third of the width to each of z y x.
+
+    Departs from the 2D form of MAE (arXiv:2111.06377) only in the number of axes.
+
+    Parameters
+    ----------
+    grid
+        Patches along z y x.
+    width
+        Divisible by 6.
+    """
+    assert width % 6 == 0, width
+    frequencies = 1.0 / 10_000 ** (torch.arange(width // 6, dtype=torch.float64) / (width // 6))
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    angles = [axis.flatten()[:, None] * frequencies for axis in axes]
+    return torch.cat([part for a in angles for part in (a.sin(), a.cos())], dim=1).float()

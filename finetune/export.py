@@ -1,0 +1,54 @@
+"""The run of `cubeclf-export`: a trained classifier as one file for inference."""
+
+from __future__ import annotations
+
+import torch
+
+from cubeclf_core.classifier import load_classifier, load_trained
+from cubeclf_core.console import say
+from cubeclf_core.errors import RunFailed
+from cubeclf_core.exported import save_exported
+from cubeclf_core.files import refuse_existing, replacing
+from finetune.config import ExportConfig
+
+TOLERANCE = 1e-4
+
+
+def export(config: ExportConfig) -> None:
+    """Export, read back, compare, and only then put the file in place.
+
+    Raises
+    ------
+    InputError
+        If there is no classifier, or the file exists.
+    RunFailed
+        If a probability of the file differs from the trained network's by more than 1e-4.
+    """
+    refuse_existing(config.out, overwrite=config.overwrite)
+    network, header = load_trained(config.run)
+    cuboids = _counts_like_a_camera(
+        network.backbone.config.channels, network.backbone.config.cuboid_shape
+    )
+    with replacing(config.out) as temporary:
+        save_exported(temporary, network, cuboids, header)
+        with torch.inference_mode():
+            expected = network(cuboids).double().softmax(1)
+        found = torch.from_numpy(load_classifier(temporary).predict(cuboids))
+        difference = float((found - expected).abs().max())
+        if not difference <= TOLERANCE:
+            raise RunFailed(
+                f"the exported probabilities differ from the network's by {difference:.2g}; "
+                f"expected at most {TOLERANCE:g}; nothing was written"
+            )
+    say(f"exported    {config.out} (largest difference in probability {difference:.1e})")
+
+
+def _counts_like_a_camera(channels: int, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Eight cuboids of raw counts: blobs of several sizes and heights on a noisy background."""
+    random = torch.Generator().manual_seed(0)
+    axes = [torch.linspace(-1, 1, n) for n in shape]
+    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0)
+    sizes = torch.linspace(0.01, 0.5, 8).view(8, 1, 1, 1, 1)
+    heights = torch.logspace(1.5, 4, 8).view(8, 1, 1, 1, 1)
+    rate = 200 + heights * torch.exp(-radius / sizes)
+    return torch.poisson(rate.expand(8, channels, *shape).contiguous(), generator=random)

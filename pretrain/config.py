@@ -1,0 +1,126 @@
+"""Settings of `cubeclf-pretrain`; nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+Size = Literal["nano", "micro", "tiny", "small", "base"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaeConfig:
+    """Settings of masked autoencoding.
+
+    Parameters
+    ----------
+    mask_ratio
+        Share of the patches that the encoder does not see.
+    decoder_width
+        Width of the decoder; divisible by 6 and by 3 heads.
+    decoder_depth
+        Blocks of the decoder.
+    """
+
+    mask_ratio: float = 0.75
+    decoder_width: int = 96
+    decoder_depth: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DinoConfig:
+    """Settings of DINO.
+
+    Parameters
+    ----------
+    prototypes
+        Width K of the projection head's output; small data wants few.
+    local_views
+        Number of small views of each canvas.
+    local_patches
+        Size of a local view in patches, z y x.
+    canvas_margin
+        How many voxels (z y x) the canvas, out of which views are cut, exceeds the cuboid.
+    teacher_temperature
+        At the start and, after the warm-up, to the end.
+    momentum
+        Of the teacher, at the start; it rises to 1 along a cosine.
+    freeze_last_layer
+        Share of the steps, at the start, in which the head's last layer stays as it is.
+    """
+
+    prototypes: int = 2048
+    local_views: int = 4
+    local_patches: tuple[int, int, int] = (3, 3, 3)
+    canvas_margin: tuple[int, int, int] = (4, 10, 10)
+    teacher_temperature: tuple[float, float] = (0.04, 0.07)
+    momentum: float = 0.99
+    freeze_last_layer: float = 0.05
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretrain a 3D vision transformer on unlabelled brains.
+
+    Cuboids are drawn from all brains alike; a brain with another voxel size is resampled. The
+    backbone is written to OUT/exported/backbone.safetensors, for `cubeclf-finetune --backbone OUT`.
+
+    Parameters
+    ----------
+    brains
+        OME-Zarr, zarr array, folder of TIFF planes, TIFF stack, or a YAML brains file.
+    out
+        Folder of the run; must not exist.
+    method
+        mae: masked autoencoding, the faster one. dino: self-distillation between views.
+    size
+        Of the network; nano and micro are for a laptop.
+    steps
+        Training steps.
+    batch_size
+        Cuboids a step.
+    learning_rate
+        At its peak, after the warm-up, for a batch of 256; scaled in proportion to the batch.
+    weight_decay
+        Of AdamW, on matrices only.
+    channels
+        1 signal, 2 signal and background; by default as many as every brain has.
+    voxel_size_um
+        Z Y X of brains whose files do not say.
+    candidate_share
+        For brains with cells: the share of cuboids centred near one of them. Types are not used.
+    precision
+        32-true, or bf16-mixed where the device is fast at it.
+    seed
+        Of everything random.
+    log_every
+        Steps between two lines of metrics.jsonl.
+    overwrite
+        Replace OUT if it exists.
+    mae
+        Settings of masked autoencoding.
+    dino
+        Settings of DINO.
+    """
+
+    brains: tuple[Path, ...]
+    _: KW_ONLY
+    out: Path
+    method: Literal["mae", "dino"] = "mae"
+    size: Size = "tiny"
+    steps: int = 2000
+    batch_size: int = 64
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.05
+    channels: Literal[1, 2] | None = None
+    voxel_size_um: tuple[float, float, float] | None = None
+    candidate_share: float = 0.5
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    seed: int = 0
+    log_every: int = 20
+    overwrite: bool = False
+    mae: Annotated[MaeConfig, Parameter(show=False)] = field(default_factory=MaeConfig)
+    dino: Annotated[DinoConfig, Parameter(show=False)] = field(default_factory=DinoConfig)

@@ -1,0 +1,170 @@
+"""Masked autoencoding: see a quarter of the patches, reconstruct the rest.
+
+MAE (He et al., arXiv:2111.06377). Ours departs in this: patches are three-dimensional; targets are
+normalised per patch *and channel*, since a dim background would otherwise count for nothing; a
+channel that was blanked counts for nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from matplotlib.figure import Figure
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from cubeclf_core.augment import drop_background, flip_and_rotate, jitter_intensity
+from cubeclf_core.geometry import Shape3
+from cubeclf_core.normalise import standardise
+from cubeclf_core.plots import reconstruction_mosaic
+from cubeclf_core.vit import Vit3d, sincos_positions
+from pretrain.config import MaeConfig
+from pretrain.objective import Objective
+
+Patches = Float[Tensor, "b token channel voxel"]
+_FLAT = 1e-4  # variance below which a standardised patch has nothing to predict
+
+
+class Mae(Objective):
+    """The encoder sees only the visible tokens; a small decoder predicts the others."""
+
+    positions: Tensor
+    neighbours: Tensor
+
+    def __init__(self, backbone: Vit3d, config: MaeConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.canvas_shape = backbone.config.cuboid_shape
+        self._mask_ratio = config.mask_ratio
+        width = config.decoder_width
+        patch = backbone.patch_embed.proj.weight[0].numel()  # voxels of all channels
+        self.embed = nn.Linear(backbone.embed_dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.register_buffer("positions", sincos_positions(backbone.config.grid, width))
+        self.register_buffer("neighbours", neighbours(backbone.config.grid))
+        self.blocks = nn.Sequential(
+            *(Block(width, num_heads=3, qkv_bias=True) for _ in range(config.decoder_depth))
+        )
+        self.norm = nn.LayerNorm(width)
+        self.predict = nn.Linear(width, patch)
+
+    @property
+    def exported(self) -> Vit3d:
+        """The encoder."""
+        return self.backbone
+
+    def forward(
+        self, cuboids: Float[Tensor, "b c z y x"], random: torch.Generator, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error on the masked patches, normalised each.
+
+        The log gets `neighbour_mean` too, the error of predicting each masked patch from the mean
+        of its visible neighbours, and the error of predicting its own mean is 1: a model that
+        has learned something about the image is below both.
+        """
+        del progress
+        cuboids = jitter_intensity(flip_and_rotate(cuboids, random), random)
+        x = standardise(drop_background(cuboids, random))
+        masked = random_mask(len(x), self._n_tokens, self._mask_ratio, random)
+        target, counts = normalise_patches(patchify(x, self.backbone.config.patch_shape))
+        counts = counts * masked[..., None]
+        loss = masked_error(self.reconstruct(x, masked), target, counts)
+        with torch.no_grad():
+            guess = neighbour_mean(target, masked, self.neighbours)
+            baseline = masked_error(guess, target, counts)
+        return loss, {"neighbour_mean": baseline}
+
+    def reconstruct(
+        self, x: Float[Tensor, "b c z y x"], masked: Bool[Tensor, "b token"]
+    ) -> Patches:
+        """Predict all patches of standardised cuboids from those that are not masked."""
+        keep = visible_tokens(masked)
+        seen = self.embed(self.backbone(x, keep)[:, 1:])
+        tokens = self.mask_token.to(seen.dtype).expand(len(x), self._n_tokens, -1)
+        tokens = tokens.scatter(1, keep[..., None].expand_as(seen), seen) + self.positions
+        predicted: Tensor = self.predict(self.norm(self.blocks(tokens)))
+        patches: Tensor = predicted.float().unflatten(2, (x.shape[1], -1))
+        return patches
+
+    def picture(
+        self, cuboids: Float[Tensor, "b c z y x"], random: torch.Generator
+    ) -> Figure | None:
+        """Input, what the encoder saw, and the reconstruction, in the middle plane."""
+        x = standardise(cuboids[:6])
+        masked = random_mask(len(x), self._n_tokens, self._mask_ratio, random)
+        patch = self.backbone.config.patch_shape
+        raw = patchify(x, patch)
+        mean, deviation = raw.mean(3, keepdim=True), raw.var(3, keepdim=True).sqrt()
+        filled = self.reconstruct(x, masked) * deviation + mean
+        where = masked[:, :, None, None]
+        rows = (raw, raw.masked_fill(where, torch.nan), torch.where(where, filled, raw))
+        return reconstruction_mosaic(
+            *(unpatchify(part, patch, self.backbone.config.grid).cpu().numpy() for part in rows)
+        )
+
+    @property
+    def _n_tokens(self) -> int:
+        return int(self.backbone.patch_embed.num_patches)
+
+
+def random_mask(
+    batch: int, tokens: int, ratio: float, random: torch.Generator
+) -> Bool[Tensor, "batch tokens"]:
+    """Mask the same number of tokens in every cuboid, all sets of that number alike."""
+    noise = torch.rand(batch, tokens, generator=random, device=random.device)
+    return noise.argsort(dim=1).argsort(dim=1) < round(ratio * tokens)
+
+
+def visible_tokens(masked: Bool[Tensor, "b token"]) -> Int[Tensor, "b kept"]:
+    """Indices of the tokens that are not masked, in order."""
+    return (~masked).nonzero()[:, 1].view(len(masked), -1)
+
+
+def patchify(cuboids: Float[Tensor, "b c z y x"], patch: Shape3) -> Patches:
+    """Cut cuboids into patches, in z y x order like the tokens; a patch's voxels likewise."""
+    (pz, py, px) = patch
+    cut = cuboids.unflatten(4, (-1, px)).unflatten(3, (-1, py)).unflatten(2, (-1, pz))
+    patches: Tensor = cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(5).flatten(1, 3)
+    return patches
+
+
+def unpatchify(patches: Patches, patch: Shape3, grid: Shape3) -> Float[Tensor, "b c z y x"]:
+    """Put patches together again; the inverse of `patchify`."""
+    cut = patches.unflatten(3, patch).unflatten(1, grid)
+    cuboids: Tensor = cut.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6).flatten(4, 5).flatten(2, 3)
+    return cuboids
+
+
+def normalise_patches(patches: Patches) -> tuple[Patches, Float[Tensor, "b token channel"]]:
+    """Bring each patch and channel to mean 0 and variance 1; also say which are not flat."""
+    centred = patches - patches.mean(3, keepdim=True)
+    variance = centred.square().mean(3, keepdim=True)
+    counts = (variance > _FLAT).float()
+    return centred / (variance + _FLAT / 100).sqrt() * counts, counts[..., 0]
+
+
+def masked_error(
+    guess: Patches, target: Patches, counts: Float[Tensor, "b token channel"]
+) -> Float[Tensor, ""]:
+    """Mean squared error over the patches and channels that count."""
+    error = (guess - target).square().mean(3)
+    return (error * counts).sum() / counts.sum().clamp_min(1)
+
+
+def neighbours(grid: Shape3) -> Float[Tensor, "token token"]:
+    """Which patches touch which, at a face, an edge or a corner: 1 where they do."""
+    axes = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    places = torch.stack(axes, dim=-1).flatten(0, 2)
+    distance = (places[:, None] - places).abs().amax(-1)
+    return (distance == 1).float()
+
+
+def neighbour_mean(
+    target: Patches, masked: Bool[Tensor, "b token"], touching: Float[Tensor, "token token"]
+) -> Patches:
+    """Guess each patch as the mean of its visible neighbours, zero if it has none."""
+    weight = touching * ~masked[:, None, :]
+    weight = weight / weight.sum(2, keepdim=True).clamp_min(1)
+    guess: Tensor = (weight @ target.flatten(2)).unflatten(2, target.shape[2:])
+    return guess

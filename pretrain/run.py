@@ -1,0 +1,241 @@
+"""The run of `cubeclf-pretrain`: brains in, backbone out, in one loop that reads top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from lightly.utils.scheduler import cosine_warmup_schedule
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from cubeclf_core.augment import generator
+from cubeclf_core.backbones import build_backbone, save_backbone
+from cubeclf_core.brains import Brain, load_brains
+from cubeclf_core.console import progress
+from cubeclf_core.errors import InputError, RunFailed
+from cubeclf_core.files import refuse_existing
+from cubeclf_core.metrics import rank_me
+from cubeclf_core.normalise import standardise
+from cubeclf_core.plots import training_curves
+from cubeclf_core.runs import RunFolder
+from cubeclf_core.stream import Batch, CuboidStream
+from cubeclf_core.vit import Vit3d, Vit3dConfig
+from pretrain.config import PretrainConfig
+from pretrain.dino import Dino
+from pretrain.mae import Mae
+from pretrain.objective import Objective
+
+_HELD_OUT_STEP = 1 << 40  # of the stream: cuboids for monitors, which training never reaches
+_WARM_UP = 0.1
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Run one pretraining to its end and export the backbone.
+
+    Raises
+    ------
+    InputError
+        If the settings or the brains cannot be used; nothing has been written then.
+    RunFailed
+        If the loss is no longer finite.
+    """
+    _check(config)
+    refuse_existing(config.out, overwrite=config.overwrite)
+    brains = load_brains(config.brains, voxel_size_um=config.voxel_size_um)
+    network = Vit3dConfig(size=config.size, channels=_channels(config, brains))
+    objective = build_objective(config, build_backbone(network, config.seed))
+    stream = CuboidStream(
+        brains,
+        shape=objective.canvas_shape,
+        voxel_size_um=network.voxel_size_um,
+        n_channels=network.channels,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        candidate_share=config.candidate_share,
+    )
+    run = RunFolder(config.out, config, overwrite=config.overwrite)
+    run.tell(f"pretraining {config.method} {config.size} on {', '.join(b.name for b in brains)}")
+    fit = Fit(config, objective, stream, run)
+    try:
+        fit.train()
+    finally:  # also when interrupted: what has been learned so far is kept
+        save_backbone(run.exported / "backbone.safetensors", objective.exported, fit.account())
+    fit.finish()
+
+
+@dataclass
+class Fit:
+    """One training: what moves it forward, and what it tells while it goes."""
+
+    config: PretrainConfig
+    objective: Objective
+    stream: CuboidStream
+    run: RunFolder
+    done: int = 0
+
+    def account(self) -> dict[str, object]:
+        """What a checkpoint says of the training it comes from."""
+        return {
+            "objective": self.config.method,
+            "steps": self.done,
+            "batch_size": self.config.batch_size,
+            "seed": self.config.seed,
+            "data": [brain.name for brain in self.stream.brains],
+        }
+
+    def train(self) -> None:
+        """Take all steps."""
+        config = self.config
+        fabric = Fabric(accelerator="auto", devices=1, precision=config.precision)
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(self.objective, config.weight_decay), lr=0.0, betas=(0.9, 0.95)
+        )
+        model, optimizer = fabric.setup(self.objective, optimizer)
+        start, waited = time.monotonic(), 0.0
+        batches = _timed(self.stream.batches(0, config.steps))
+        with progress("pretraining", config.steps, unit="steps") as advance:
+            for step, (seconds, batch) in enumerate(batches):
+                waited += seconds
+                for group in optimizer.param_groups:
+                    group["lr"] = self._learning_rate(step)
+                share = step / config.steps
+                random = generator(config.seed, step, device=fabric.device)
+                loss, extra = model(batch.cuboids.to(fabric.device), random, share)
+                _check_finite(loss, step, batch, self.stream)
+                optimizer.zero_grad(set_to_none=True)
+                fabric.backward(loss)
+                self.objective.before_update(share)
+                fabric.clip_gradients(model, optimizer, max_norm=3.0, error_if_nonfinite=False)
+                optimizer.step()
+                self.objective.after_update(share)
+                if step % config.log_every == 0 or step + 1 == config.steps:
+                    values = {name: float(value.detach()) for name, value in extra.items()}
+                    elapsed = time.monotonic() - start
+                    self.run.log(
+                        step=step,
+                        loss=float(loss.detach()),
+                        **values,
+                        learning_rate=self._learning_rate(step),
+                        cuboids_per_s=(step + 1) * config.batch_size / elapsed,
+                        wait_share=waited / elapsed,
+                    )
+                advance(note=f"loss {float(loss.detach()):.4f}")
+                self.done = step + 1
+
+    def finish(self) -> None:
+        """Draw the pictures and say how the result compares with the untrained network."""
+        curves = self.run.save_figure(
+            "progress.png", training_curves(self.run.path / "metrics.jsonl")
+        )
+        held_out = torch.cat([self.stream.batch(_HELD_OUT_STEP + i).cuboids for i in range(4)])
+        exported = self.objective.exported
+        untrained = build_backbone(exported.config, self.config.seed)
+        ranks = {
+            "rank_me": rank_me(_embeddings(exported, held_out)),
+            "rank_me_untrained": rank_me(_embeddings(untrained, held_out)),
+        }
+        self.run.write_json("metrics.json", ranks)
+        with torch.no_grad():
+            picture = (
+                self.objective.cpu()
+                .eval()
+                .picture(held_out, generator(self.config.seed, _HELD_OUT_STEP))
+            )
+        if picture:
+            mosaic = self.run.save_figure("figures/reconstruction.png", picture)
+            self.run.tell(f"picture   {mosaic}")
+        self.run.tell(f"picture   {curves}")
+        self.run.tell(
+            f"RankMe    {ranks['rank_me']:.1f} (untrained {ranks['rank_me_untrained']:.1f})"
+        )
+        self.run.tell(f"backbone  {self.run.exported / 'backbone.safetensors'}")
+
+    def _learning_rate(self, step: int) -> float:
+        peak = self.config.learning_rate * self.config.batch_size / 256
+        warm_up = max(1, round(_WARM_UP * self.config.steps))
+        rate: float = cosine_warmup_schedule(
+            step=step,
+            max_steps=self.config.steps + 1,
+            start_value=peak,
+            end_value=peak / 1000,
+            warmup_steps=warm_up,
+            warmup_start_value=peak / warm_up,
+        )
+        return rate
+
+
+def build_objective(config: PretrainConfig, backbone: Vit3d) -> Objective:
+    """Make the objective that the config names; its own weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)
+        match config.method:
+            case "mae":
+                return Mae(backbone, config.mae)
+            case "dino":
+                return Dino(backbone, config.dino)
+
+
+def _check(config: PretrainConfig) -> None:
+    for name in ("steps", "batch_size", "log_every"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}, expected ≥ 1")
+    if not 0 <= config.candidate_share <= 1:
+        raise InputError(f"--candidate-share is {config.candidate_share}, expected 0 to 1")
+    if not 0 < config.mae.mask_ratio < 1:
+        raise InputError(f"mae.mask_ratio is {config.mae.mask_ratio}, expected between 0 and 1")
+
+
+def _channels(config: PretrainConfig, brains: Sequence[Brain]) -> int:
+    common = min(brain.volume.n_channels for brain in brains)
+    if config.channels is None:
+        return min(common, 2)
+    if config.channels > common:
+        lacking = next(b.name for b in brains if b.volume.n_channels < config.channels)
+        raise InputError(f"--channels {config.channels}, but brain {lacking} has no background")
+    return config.channels
+
+
+def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[float, Batch]]:
+    """Pair each batch with the seconds that it was waited for."""
+    while True:
+        start = time.monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield time.monotonic() - start, batch
+
+
+def _check_finite(loss: Tensor, step: int, batch: Batch, stream: CuboidStream) -> None:
+    if torch.isfinite(loss):
+        return
+    bad = ~torch.isfinite(batch.cuboids).flatten(1).all(1).numpy()
+    where = [
+        f"{stream.brains[which].name} at z y x {origin.tolist()}"
+        for which, origin in zip(batch.brain[bad], batch.origin[bad], strict=True)
+    ]
+    cause = f"values that are not finite in {where[0]}" if where else "try a lower --learning-rate"
+    raise RunFailed(f"the loss of step {step} is {float(loss)}: {cause}")
+
+
+@torch.no_grad()
+def _embeddings(backbone: Vit3d, cuboids: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n feature"]:
+    """Embed the middle of each cuboid (a canvas may be larger than the network's own)."""
+    middle = [
+        slice((have - want) // 2, (have - want) // 2 + want)
+        for have, want in zip(cuboids.shape[2:], backbone.config.cuboid_shape, strict=True)
+    ]
+    backbone = backbone.cpu().eval()
+    cut = standardise(cuboids[:, :, middle[0], middle[1], middle[2]])
+    return torch.cat([backbone.embed(part) for part in cut.split(64)])
