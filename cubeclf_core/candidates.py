@@ -79,11 +79,12 @@ def read_candidates(
     extent = source_shape(shape, voxel_size_um, volume)
     starts = starts_around(positions, extent)
     for group in _blocks(volume, positions):
-        low = starts[group].min(axis=0).clip(0, None)
-        high = (starts[group] + extent).max(axis=0).clip(None, volume.shape)
+        # What is reflected at a border lies within one cuboid's extent of it.
+        low = np.minimum(starts[group].min(axis=0), np.array(volume.shape) - extent).clip(0, None)
+        high = np.maximum((starts[group] + extent).max(axis=0), extent).clip(None, volume.shape)
         block = volume.read(tuple(low.tolist()), tuple(high.tolist()), n_channels)
         for index in np.split(group, range(batch_size, len(group), batch_size)):
-            cut = [_cut(block, start - low, extent) for start in starts[index]]
+            cut = [_cut(block, low, start, extent, volume.shape) for start in starts[index]]
             yield CandidateCuboids(
                 index,
                 resample(np.stack([cuboid for cuboid, _ in cut]), shape),
@@ -120,17 +121,25 @@ def _blocks(volume: Volume, positions: npt.NDArray[np.float64]) -> Iterator[npt.
 
 
 def _cut(
-    block: npt.NDArray[np.generic], start: npt.NDArray[np.int64], extent: Shape3
+    block: npt.NDArray[np.generic],
+    low: npt.NDArray[np.int64],
+    start: npt.NDArray[np.int64],
+    extent: Shape3,
+    shape: Shape3,
 ) -> tuple[npt.NDArray[np.generic], bool]:
-    """Cut a cuboid that may stick out of the block, which then ends at the volume's border."""
+    """Cut the cuboid at `start` out of a block that begins at `low`, in the volume's voxels."""
     stop = start + extent
-    before = np.maximum(0, -start)
-    after = np.maximum(0, stop - block.shape[1:])
-    inside = tuple(
-        slice(max(0, a), max(0, b)) for a, b in zip(start.tolist(), stop.tolist(), strict=True)
+    if (start >= 0).all() and (stop <= shape).all():
+        inside = (slice(a, b) for a, b in zip(start - low, stop - low, strict=True))
+        return block[(slice(None), *inside)], False
+    z, y, x = (
+        _reflect(np.arange(a, b), n) - first
+        for a, b, n, first in zip(start, stop, shape, low, strict=True)
     )
-    cuboid = block[(slice(None), *inside)]
-    if not (before.any() or after.any()):
-        return cuboid, False
-    pad = [(0, 0), *zip(before.tolist(), after.tolist(), strict=True)]
-    return np.pad(cuboid, pad, mode="reflect"), True
+    return block[:, z[:, None, None], y[:, None], x], True
+
+
+def _reflect(index: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
+    """Mirror indices at the first and the last of `n` voxels, which are not repeated."""
+    mirrored: npt.NDArray[np.int64] = (n - 1) - np.abs((n - 1) - np.abs(index))
+    return mirrored

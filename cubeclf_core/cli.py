@@ -55,7 +55,8 @@ def launch(name: str, config_class: type[Any], target: str) -> NoReturn:
 
 
 def _parse_and_run(name: str, config_class: type[Any], target: str, argv: Sequence[str]) -> None:
-    arguments, settings = _take_config_file(argv)
+    arguments, file = _take_config_file(argv)
+    settings = _read_settings(Path(file), config_class) if file else {}
     app = App(
         name=name,
         help=(config_class.__doc__ or "").split("\n\n    Parameters\n")[0],
@@ -64,6 +65,7 @@ def _parse_and_run(name: str, config_class: type[Any], target: str, argv: Sequen
         error_formatter=lambda error: _one_line(f"error: {error}"),
         error_console=console,
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
         version=_version,
     )
     app.default(_command(config_class, target))
@@ -102,8 +104,8 @@ def _command(config_class: type[Any], target: str) -> Callable[..., None]:
     return command
 
 
-def _take_config_file(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Split ``--config FILE`` off the arguments and read it."""
+def _take_config_file(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """Split ``--config FILE`` off the arguments."""
     rest: list[str] = []
     file: str | None = None
     tokens = iter(argv)
@@ -116,16 +118,21 @@ def _take_config_file(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             file = token.partition("=")[2]
         else:
             rest.append(token)
-    return rest, _read_settings(Path(file)) if file else {}
+    return rest, file
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path, config_class: type[Any]) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"--config {path} cannot be read as YAML: {error}") from error
     if not isinstance(settings, dict):
         raise InputError(f"--config {path} holds no mapping of setting names to values")
+    known = {field.name for field in dataclasses.fields(config_class)}
+    for name in settings:
+        if name not in known:
+            names = ", ".join(sorted(known))
+            raise InputError(f"--config {path} has the setting {name!r}; expected some of {names}")
     return {key: value for key, value in settings.items() if value is not None}
 
 

@@ -162,7 +162,7 @@ class Vit3d(VisionTransformer):
         tokens = self.patch_embed(x) + self.positions(grid)
         if keep is not None:
             tokens = tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), tokens], dim=1)
         return self.norm(self.blocks(tokens))  # type: ignore[no-any-return]
 
     def embed(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b feature"]:

@@ -8,6 +8,7 @@ that of a microscope; the head is small, as the data is.
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from jaxtyping import Float
@@ -100,7 +101,9 @@ class Dino(Objective):
 
 
 def _head(width: int, prototypes: int) -> DINOProjectionHead:
-    return DINOProjectionHead(width, hidden_dim=512, bottleneck_dim=128, output_dim=prototypes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # lightly 1.6 uses torch's old weight_norm
+        return DINOProjectionHead(width, hidden_dim=512, bottleneck_dim=128, output_dim=prototypes)
 
 
 def _project(backbone: Vit3d, head: nn.Module, views: list[Tensor]) -> list[Tensor]:

@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from cubeclf_core import load_classifier
+from cubeclf_core.augment import generator
+from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
+from cubeclf_core.cells import read_cells
+from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
+from cubeclf_core.classifier import Classifier, load_trained, save_classifier
+from cubeclf_core.errors import CellsError, CheckpointError, InputError
+from cubeclf_core.metrics import classification_metrics
+from cubeclf_core.vit import Vit3dConfig
+from finetune.config import FinetuneConfig
+from finetune.cubes import read_cubes
+from finetune.labels import Labelled, draw
+from finetune.training import finetune_network, fit_head, predict
+
+NANO = Vit3dConfig(size="nano", channels=1)
+
+
+def blobs(n: int, seed: int, channels: int = 1) -> Labelled:
+    """Cuboids of noise; a cell is wide, and anything else a speck of the same brightness."""
+    labels = (np.arange(n) % 3 == 0).astype(np.int64)
+    axes = torch.meshgrid(
+        *(torch.linspace(-50, 50, 20), *[torch.linspace(-25, 25, 50)] * 2), indexing="ij"
+    )
+    radius = torch.stack(axes).square().sum(0)
+    widths = torch.where(torch.from_numpy(labels) == 1, 50.0, 8.0).view(n, 1, 1, 1, 1)
+    rate = 100 + 150 * torch.exp(-radius / widths)
+    raw = torch.poisson(rate.repeat(1, channels, 1, 1, 1), generator=generator(seed))
+    return Labelled(raw, labels, ["blobs"] * n)
+
+
+def settings(**changes) -> FinetuneConfig:
+    return FinetuneConfig(backbone="scratch:vit-nano", out=Path("unused"), **changes)
+
+
+def fitted(channels: int = 1) -> Classifier:
+    classifier = Classifier(build_backbone(Vit3dConfig(size="nano", channels=channels), seed=0))
+    fit_head(classifier, blobs(36, 0, channels), seed=0)
+    return classifier.requires_grad_(False).eval()
+
+
+def test_the_head_learns_and_the_frozen_backbone_stays_bit_identical() -> None:
+    classifier = Classifier(build_backbone(NANO, seed=0))
+    before = {name: tensor.clone() for name, tensor in classifier.backbone.state_dict().items()}
+    fit_head(classifier, blobs(36, 0), seed=0)
+    after = classifier.backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    unseen = blobs(60, 1)
+    assert classification_metrics(unseen.labels, predict(classifier, unseen.cuboids))["auc"] > 0.9
+
+
+def test_shuffled_labels_teach_nothing() -> None:
+    """The guard of the test above: what it finds is in the labels."""
+    data = blobs(36, 0)
+    mixed = Labelled(data.cuboids, np.random.default_rng(1).permutation(data.labels), data.sources)
+    classifier = Classifier(build_backbone(NANO, seed=0))
+    fit_head(classifier, mixed, seed=0)
+    unseen = blobs(60, 1)
+    assert classification_metrics(unseen.labels, predict(classifier, unseen.cuboids))["auc"] < 0.8
+
+
+def test_training_the_network_moves_the_backbone_and_lowers_the_loss() -> None:
+    data = blobs(36, 0)
+    torch.manual_seed(0)
+    classifier = Classifier(build_backbone(NANO, seed=0))  # its head is random
+    before = classifier.backbone.blocks[0].mlp.fc1.weight.clone()
+    config = settings(freeze=False, steps=25, batch_size=16, learning_rate=1e-3)
+    lines = finetune_network(classifier, data, config)
+    assert not torch.equal(before, classifier.backbone.blocks[0].mlp.fc1.weight)
+    assert np.mean([line["loss"] for line in lines[-4:]]) < 0.7 * lines[0]["loss"]
+    unseen = blobs(60, 1)
+    assert classification_metrics(unseen.labels, predict(classifier, unseen.cuboids))["auc"] > 0.9
+
+
+def test_probabilities_have_the_prevalence_of_the_training_labels() -> None:
+    data = blobs(90, 0)
+    classifier = Classifier(build_backbone(NANO, seed=0))
+    fit_head(classifier, data, seed=0)
+    assert abs(predict(classifier, data.cuboids).mean() - data.labels.mean()) < 0.05
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 90), st.integers(0, 5))
+def test_drawn_labels_keep_the_proportion(cells: int, others: int, n: int, seed: int) -> None:
+    labels = np.array([1] * cells + [0] * others)
+    index = draw(labels, n, seed)
+    assert len(set(index.tolist())) == len(index) == min(n, len(labels))
+    assert 0 < labels[index].sum() < len(index)
+    assert abs(labels[index].sum() - len(index) * labels.mean()) <= 1
+
+
+def write_cubes(folder: Path, pattern: str, n: int, seed: int, shape=(20, 50, 50)) -> None:
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for i in range(n):
+        for channel in (0, 1):
+            name = pattern.format(z=i, y=2 * i, x=3, c=channel)
+            tifffile.imwrite(folder / name, random.integers(0, 999, shape).astype(np.uint16))
+
+
+def write_training_yaml(file: Path, **changes) -> Path:
+    common = {"signal_channel": 0, "bg_channel": 1, "cell_def": ""} | changes
+    data = [
+        {"cube_dir": "cells", "type": "cell"} | common,
+        {"cube_dir": "others", "type": "no_cell"} | common,
+    ]
+    file.write_text(yaml.safe_dump({"data": data}))
+    return file
+
+
+CELLFINDER, BRAINGLOBE = "pCellz{z}y{y}x{x}Ch{c}.tif", "pCellx{x}_y{y}_z{z}Ch{c}.tif"
+
+
+@pytest.mark.parametrize("pattern", [CELLFINDER, BRAINGLOBE])
+def test_cubes_are_read_from_the_yamls_folder_or_this_one(pattern, tmp_path, monkeypatch) -> None:
+    write_cubes(tmp_path / "data" / "cells", pattern, 3, 0)
+    write_cubes(tmp_path / "others", pattern, 2, 1)
+    file = write_training_yaml(tmp_path / "data" / "training.yaml")
+    with pytest.raises(InputError, match="neither"):
+        read_cubes(file, Vit3dConfig())
+    monkeypatch.chdir(tmp_path)
+    both = read_cubes(file, Vit3dConfig())
+    assert both.labels.tolist() == [1, 1, 1, 0, 0]
+    assert both.cuboids.shape == (5, 2, 20, 50, 50)
+    name = pattern.format(z=2, y=4, x=3, c=1)
+    np.testing.assert_array_equal(
+        both.cuboids[2, 1], tifffile.imread(tmp_path / "data/cells" / name)
+    )
+    signal = read_cubes(file, Vit3dConfig(channels=1))
+    assert torch.equal(signal.cuboids, both.cuboids[:, :1])
+
+
+def test_cubes_without_background_get_a_blank_channel(tmp_path: Path) -> None:
+    write_cubes(tmp_path / "cells", CELLFINDER, 1, 0)
+    write_cubes(tmp_path / "others", CELLFINDER, 1, 1)
+    data = read_cubes(write_training_yaml(tmp_path / "t.yaml", bg_channel=-1), Vit3dConfig())
+    assert data.cuboids[:, 0].any()
+    assert not data.cuboids[:, 1].any()
+
+
+def test_cubes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    write_cubes(tmp_path / "cells", CELLFINDER, 1, 0, shape=(20, 40, 40))
+    write_cubes(tmp_path / "others", CELLFINDER, 1, 1)
+    file = write_training_yaml(tmp_path / "t.yaml")
+    with pytest.raises(CellsError, match=r"20, 40, 40"):
+        read_cubes(file, Vit3dConfig())
+    with pytest.raises(CellsError, match="lacks channel 2"):
+        read_cubes(write_training_yaml(tmp_path / "t.yaml", bg_channel=2), Vit3dConfig())
+    (tmp_path / "t.yaml").write_text("data: nothing")
+    with pytest.raises(InputError, match="training YAML"):
+        read_cubes(file, Vit3dConfig())
+
+
+def test_real_cubes_train_a_classifier(real_data: Path, tmp_path: Path, command) -> None:
+    file = tmp_path / "training.yaml"
+    write_training_yaml(file)
+    entries = yaml.safe_load(file.read_text())["data"]
+    for entry, folder in zip(entries, ("cells", "non_cells"), strict=True):
+        entry["cube_dir"] = str(real_data / "cubes" / folder)
+    file.write_text(yaml.safe_dump({"data": entries}))
+    flags = ("--cubes", file, "--out", tmp_path / "run")
+    outcome = command("cubeclf-finetune", "--backbone", "scratch:vit-nano", *flags)
+    assert outcome.code == 0, outcome.err
+    cubes = read_cubes(file, Vit3dConfig())
+    probability = load_classifier(tmp_path / "run").predict(cubes.cuboids)[:, 1]
+    assert probability[cubes.labels == 1].min() > probability[cubes.labels == 0].max()
+
+
+def test_classifier_survives_its_file_and_its_export(tmp_path: Path, command) -> None:
+    classifier = fitted(channels=2)
+    save_classifier(tmp_path / "c.safetensors", classifier, {"frozen": True})
+    out = tmp_path / "c.pt2"
+    assert command("cubeclf-export", tmp_path / "c.safetensors", "--out", out).code == 0
+    cuboids = blobs(5, 3, channels=2).cuboids
+    expected = predict(classifier, cuboids)
+    for path in (tmp_path / "c.safetensors", out):
+        loaded = load_classifier(path)
+        assert loaded.config == classifier.backbone.config
+        for n in (1, 2, 5):  # any batch size
+            found = loaded.predict(cuboids[:n])
+            np.testing.assert_allclose(found[:, 1], expected[:n], atol=1e-5)
+            np.testing.assert_allclose(found.sum(1), 1)
+    assert load_trained(tmp_path / "c.safetensors")[1].training == {"frozen": True}
+
+
+def test_export_loads_without_this_package(tmp_path: Path, command) -> None:
+    save_classifier(tmp_path / "c.safetensors", fitted(), {})
+    out = tmp_path / "c.pt2"
+    assert command("cubeclf-export", tmp_path / "c.safetensors", "--out", out).code == 0
+    code = f"""
+import sys
+for name in ("cubeclf_core", "finetune", "pretrain", "timm", "lightly"):
+    sys.modules[name] = None  # importing it raises
+import torch
+program = torch.export.load({str(out)!r}).module()
+print(tuple(program(torch.rand(3, 1, 20, 50, 50)).shape))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(3, 2)"
+
+
+def test_a_wrong_export_is_not_written(tmp_path: Path, command, monkeypatch) -> None:
+    save_classifier(tmp_path / "c.safetensors", fitted(), {})
+    other = fitted()
+    with torch.no_grad():
+        other.head.bias.add_(torch.tensor([3.0, -3.0]))
+    from finetune import export
+
+    right = export.save_exported
+    monkeypatch.setattr(export, "save_exported", lambda path, _, *rest: right(path, other, *rest))
+    outcome = command("cubeclf-export", tmp_path / "c.safetensors", "--out", tmp_path / "c.pt2")
+    assert outcome.code == 1
+    assert "differ" in outcome.lines[-1]
+    assert not (tmp_path / "c.pt2").exists()
+
+
+def test_checkpoints_of_another_kind_are_refused(tmp_path: Path) -> None:
+    backbone = build_backbone(NANO, seed=0)
+    save_backbone(tmp_path / "backbone.safetensors", backbone, {})
+    with pytest.raises(CheckpointError, match="holds a backbone, expected a classifier"):
+        load_classifier(tmp_path / "backbone.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="not written by cubeclf"):
+        load_backbone(str(tmp_path / "foreign.safetensors"))
+    (tmp_path / "junk.safetensors").write_bytes(b"junk" * 100)
+    with pytest.raises(CheckpointError, match="no safetensors"):
+        load_backbone(str(tmp_path / "junk.safetensors"))
+    with pytest.raises(CheckpointError, match="expected a run's folder"):
+        load_backbone(str(tmp_path))
+
+
+def test_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    header = Header(kind="backbone", backbone={}, format_version=99)
+    save_checkpoint(tmp_path / "b.safetensors", header, {"x": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="newer"):
+        load_checkpoint(tmp_path / "b.safetensors", "backbone")
+
+
+def test_a_header_tells_what_the_weights_are(tmp_path: Path) -> None:
+    save_classifier(tmp_path / "c.safetensors", fitted(), {"labels": 36})
+    header, _ = load_checkpoint(tmp_path / "c.safetensors", "classifier")
+    assert header.backbone["voxel_size_um"] == [5.0, 1.0, 1.0]
+    assert header.normalisation == "cuboid"
+    assert header.head == {"kind": "linear", "n_classes": 2}
+    assert set(header.provenance["packages"]) >= {"cubeclf", "torch"}
+
+
+def test_classify_keeps_order_flags_the_border_and_obeys_the_threshold(
+    simulated, tmp_path: Path, command
+) -> None:
+    brain = simulated(0)
+    save_classifier(tmp_path / "c.safetensors", fitted(channels=2), {})
+    cells = read_cells(brain.cells)
+    found = {}
+    for threshold in (0.0, 0.5, 1.0):
+        out = tmp_path / f"out{threshold}"
+        flags = ("--classifier", tmp_path / "c.safetensors", "--cells", brain.cells, "--out", out)
+        outcome = command("cubeclf-classify", brain.volume, *flags, "--threshold", threshold)
+        assert outcome.code == 0, outcome.err
+        with (out / "candidates.csv").open() as file:
+            found[threshold] = list(csv.DictReader(file))
+        classified = read_cells(out / "points" / "cell_classification.xml")
+        assert len(classified) == len(read_cells(out / "points" / "cells.xml")) == len(cells)
+        accepted = {tuple(p) for p in classified.positions[classified.types == 2].tolist()}
+        assert accepted == {
+            tuple(float(row[axis]) for axis in "zyx")
+            for row in found[threshold]
+            if row["type"] == "2"
+        }
+        assert (out / "figures" / "classified.png").stat().st_size > 10_000
+    rows = found[0.5]
+    np.testing.assert_array_equal([[float(r[a]) for a in "zyx"] for r in rows], cells.positions)
+    assert {row["type"] for row in found[0.0]} == {"2"}
+    assert {row["type"] for row in rows} == {"1", "2"}
+    for row in rows:
+        at_border = not (
+            10 <= float(row["z"]) <= 30 and all(25 <= float(row[a]) <= 199 for a in "yx")
+        )
+        assert int(row["padded"]) == at_border
+        assert (float(row["probability"]) >= 0.5) == (row["type"] == "2")
+
+
+def test_finetuning_a_run_reports_the_unseen_brain(simulated, tmp_path: Path, command) -> None:
+    flags = ("--brains", simulated(0).brains_file, "--test", simulated(1).brains_file)
+    out = tmp_path / "run"
+    command_line = ("--backbone", "scratch:vit-nano", *flags, "--labels", 60, "--out", out)
+    outcome = command("cubeclf-finetune", *command_line)
+    assert outcome.code == 0, outcome.err
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["labels"]["n"] == 60
+    tested = metrics["test"]["brain1"]
+    assert tested["classifier"]["auc"] > 0.6
+    assert 0.6 < tested["contrast"]["auc"] < 0.8
+    cells = read_cells(simulated(1).cells)
+    assert tested["density"]["prevalence"] == pytest.approx(cells.labels.mean())
+    probability = np.concatenate(
+        [part.probability for part in _scored(out, simulated(1).volume, cells)]
+    )
+    assert len(probability) == len(cells)
+    assert (out / "figures" / "precision_recall_brain1.png").exists()
+    again = tmp_path / "again"
+    assert command("cubeclf-finetune", *command_line[:-1], again).code == 0
+    weights = [(p / "exported" / "classifier.safetensors") for p in (out, again)]
+    first, second = (load_checkpoint(path, "classifier")[1] for path in weights)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _scored(run: Path, volume: Path, cells):
+    from cubeclf_core.volumes import open_volume
+
+    return load_classifier(run).classify(open_volume(volume), cells)

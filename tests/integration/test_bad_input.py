@@ -1,0 +1,202 @@
+"""Each kind of bad input, through the commands: one clear line, exit 2, nothing touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+
+from cubeclf_core.backbones import build_backbone, save_backbone
+from cubeclf_core.cells import Cells, write_cells
+from cubeclf_core.classifier import Classifier, save_classifier
+from cubeclf_core.vit import Vit3dConfig
+
+
+@dataclass(frozen=True)
+class World:
+    """Good inputs, and bad ones, each wrong in one way."""
+
+    folder: Path
+    brain: Path
+    cells: Path
+    brains_file: Path
+    run: Path
+    good_backbone: Path
+    good_classifier: Path
+
+    def brains(self, name: str, **changes: object) -> Path:
+        """Write a brains file like the good one but for some entries."""
+        entry = {"name": "b", "signal": str(self.brain), "cells": str(self.cells)} | changes
+        file = self.folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump([{k: v for k, v in entry.items() if v is not None}]))
+        return file
+
+    def cells_file(self, name: str, positions: list[list[float]], types: list[int]) -> Path:
+        """Write a cells XML."""
+        cells = Cells(np.array(positions, np.float64), np.array(types, np.int64))
+        write_cells(self.folder / name, cells)
+        return self.folder / name
+
+
+@pytest.fixture
+def world(simulated, tmp_path: Path) -> World:
+    brain = simulated(0)
+    backbone = build_backbone(Vit3dConfig(size="nano"), seed=0)
+    save_backbone(tmp_path / "backbone.safetensors", backbone, {})
+    save_classifier(tmp_path / "classifier.safetensors", Classifier(backbone), {})
+    return World(
+        tmp_path,
+        brain.volume,
+        brain.cells,
+        brain.brains_file,
+        tmp_path / "run",
+        tmp_path / "backbone.safetensors",
+        tmp_path / "classifier.safetensors",
+    )
+
+
+def pretrain(*brains: object, out: Path) -> tuple[object, ...]:
+    return ("cubeclf-pretrain", *brains, "--size", "nano", "--steps", 1, "--out", out)
+
+
+def finetune(backbone: object, brains: object, out: Path) -> tuple[object, ...]:
+    return ("cubeclf-finetune", "--backbone", backbone, "--brains", brains, "--out", out)
+
+
+def classify(world: World, *, brain=None, cells=None, classifier=None) -> tuple[object, ...]:
+    flags = ("--classifier", classifier or world.good_classifier, "--cells", cells or world.cells)
+    return ("cubeclf-classify", brain or world.brain, *flags, "--out", world.run)
+
+
+def no_volume(w: World):
+    (w.folder / "notes.txt").write_text("not a volume")
+    yield pretrain(w.folder / "nowhere.zarr", out=w.run), "does not exist"
+    yield pretrain(w.folder / "notes.txt", out=w.run), "another kind"
+    (w.folder / "empty").mkdir()
+    yield pretrain(w.folder / "empty", out=w.run), "TIFF"
+    yield classify(w, brain=w.folder / "nowhere.zarr"), "does not exist"
+    convert = ("cubeclf-convert", w.folder / "nowhere", "--out", w.run, "--voxel-size-um", 5, 1, 1)
+    yield convert, "does not exist"
+    (w.folder / "broken.tif").write_bytes(b"II*\0broken")
+    convert = ("cubeclf-convert", w.folder / "broken.tif", *convert[2:])
+    yield convert, "broken.tif"
+
+
+def small_volume(w: World):
+    tifffile.imwrite(w.folder / "small.tif", np.zeros((19, 60, 60), np.uint16))
+    small = w.brains("small", signal="small.tif", voxel_size_um=[5, 1, 1], cells=None)
+    yield pretrain(small, out=w.run), "(20, 50, 50)"
+    inside = w.cells_file("inside.xml", [[5, 5, 5], [6, 6, 6]], [1, 2])
+    labelled = w.brains("small", signal="small.tif", voxel_size_um=[5, 1, 1], cells=str(inside))
+    yield finetune("scratch:vit-nano", labelled, w.run), "(20, 50, 50)"
+    yield classify(w, brain=small, cells=inside), "(20, 50, 50)"
+
+
+def missing_voxel_size(w: World):
+    tifffile.imwrite(w.folder / "plain.tif", np.zeros((30, 60, 60), np.uint16))
+    yield pretrain(w.folder / "plain.tif", out=w.run), "--voxel-size-um"
+    yield classify(w, brain=w.folder / "plain.tif"), "--voxel-size-um"
+    yield ("cubeclf-convert", w.folder / "plain.tif", "--out", w.run), "--voxel-size-um"
+
+
+def cells_outside(w: World):
+    outside = w.cells_file("outside.xml", [[5, 5, 5], [6, 600, 6]], [1, 2])
+    yield finetune("scratch:vit-nano", w.brains("outside", cells=str(outside)), w.run), "outside"
+    yield classify(w, cells=outside), "outside"
+
+
+def empty_cells(w: World):
+    (w.folder / "empty.xml").write_text("<CellCounter_Marker_File/>")
+    yield classify(w, cells=w.folder / "empty.xml"), "no cells"
+    brains = w.brains("empty", cells="empty.xml")
+    yield finetune("scratch:vit-nano", brains, w.run), "no cells"
+    (w.folder / "zero.xml").write_text("")
+    yield classify(w, cells=w.folder / "zero.xml"), "zero.xml"
+    yield finetune("scratch:vit-nano", w.brains("none", cells=None), w.run), "no cells"
+
+
+def one_class(w: World):
+    only = w.cells_file("only.xml", [[5, 5, 5], [6, 6, 6]], [2, 2])
+    yield finetune("scratch:vit-nano", w.brains("only", cells=str(only)), w.run), "needs both"
+    tested = (
+        *finetune("scratch:vit-nano", w.brains_file, w.run),
+        "--test",
+        w.brains("only", cells=str(only)),
+    )
+    yield tested, "needs both"
+
+
+def wrong_checkpoint(w: World):
+    yield finetune(w.good_classifier, w.brains_file, w.run), "expected a backbone"
+    yield finetune(w.folder / "nowhere", w.brains_file, w.run), "no backbone"
+    yield finetune("scratch:vit-huge", w.brains_file, w.run), "vit-nano"
+    yield classify(w, classifier=w.good_backbone), "expected a classifier"
+    yield classify(w, classifier=w.cells), "no safetensors"
+    yield ("cubeclf-export", w.good_backbone, "--out", w.run), "expected a classifier"
+
+
+def existing_output(w: World):
+    w.run.mkdir()
+    (w.run / "precious.txt").write_text("precious")
+    yield pretrain(w.brain, out=w.run), "--overwrite"
+    yield finetune("scratch:vit-nano", w.brains_file, w.run), "--overwrite"
+    yield classify(w), "--overwrite"
+    yield ("cubeclf-export", w.good_classifier, "--out", w.run), "--overwrite"
+    yield ("cubeclf-simulate", "--out", w.run), "--overwrite"
+    yield ("cubeclf-convert", w.brain, "--out", w.run, "--voxel-size-um", 5, 1, 1), "--overwrite"
+
+
+def wrong_settings(w: World):
+    yield (*pretrain(w.brain, out=w.run), "--batch-size", 0), "--batch-size"
+    yield (*pretrain(w.brain, out=w.run), "--candidate-share", 2), "--candidate-share"
+    yield (*finetune("scratch:vit-nano", w.brains_file, w.run), "--labels", 1), "--labels"
+    yield (*classify(w), "--threshold", 3), "--threshold"
+    yield ("cubeclf-finetune", "--backbone", "scratch:vit-nano", "--out", w.run), "no labels"
+    (w.folder / "bad.yaml").write_text("- nam: x\n")
+    yield pretrain(w.folder / "bad.yaml", out=w.run), "nam"
+
+
+CASES: list[Callable] = [
+    no_volume,
+    small_volume,
+    missing_voxel_size,
+    cells_outside,
+    empty_cells,
+    one_class,
+    wrong_checkpoint,
+    existing_output,
+    wrong_settings,
+]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("cases", CASES, ids=lambda f: f.__name__)
+def test_bad_input_gets_one_line_and_exit_2(cases, world: World, command) -> None:
+    for words, says in cases(world):
+        before = contents(world.folder)
+        outcome = command(*words)
+        assert outcome.code == 2, (words, outcome.err)
+        assert len(outcome.lines) == 1, (words, outcome.err)
+        assert outcome.lines[0].startswith("error: ")
+        assert says in outcome.lines[0], (words, outcome.err)
+        assert contents(world.folder) == before, words
+
+
+def test_overwrite_replaces_a_run_only_when_the_input_is_good(world: World, command) -> None:
+    world.run.mkdir()
+    (world.run / "precious.txt").write_text("precious")
+    bad = pretrain(world.folder / "nowhere.zarr", out=world.run)
+    assert command(*bad, "--overwrite").code == 2
+    assert (world.run / "precious.txt").exists()
+    good = pretrain(world.brain, out=world.run)
+    outcome = command(*good, "--batch-size", 2, "--overwrite")
+    assert outcome.code == 0, outcome.err
+    assert not (world.run / "precious.txt").exists()
