@@ -14,6 +14,7 @@ from jaxtyping import Float
 from lightly.utils.scheduler import cosine_warmup_schedule
 from lightning_fabric import Fabric
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from torch import Tensor
 
 from cubeclf_core.augment import drop_background, flip_and_rotate, generator, jitter_intensity
@@ -23,13 +24,14 @@ from finetune.config import FinetuneConfig
 from finetune.labels import Labelled
 
 _COPIES = 4  # flipped and rotated, of each cuboid, for the head
-_INVERSE_PENALTY = 0.01  # C of the logistic regression on standardised features
+_INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # C of the logistic regression, to choose from
 
 
 def fit_head(classifier: Classifier, data: Labelled, seed: int) -> None:
     """Fit the linear head on the features of the backbone as it is.
 
-    Classes count alike; the bias is then moved so that probabilities are those of brains with the
+    The penalty is chosen by cross-validation within the labels. Classes count alike; the bias is
+    then moved so that probabilities are those of brains with the
     training labels' share of cells.
     """
     random = generator(seed, 1)
@@ -39,13 +41,30 @@ def fit_head(classifier: Classifier, data: Labelled, seed: int) -> None:
     classifier.feature_mean.copy_(features.mean(0))
     classifier.feature_std.copy_(features.std(0).clamp_min(1e-6))
     x = ((features - classifier.feature_mean) / classifier.feature_std).double().numpy()
-    regression = LogisticRegression(C=_INVERSE_PENALTY, class_weight="balanced", max_iter=2000)
-    regression.fit(x, labels)
+    regression = _regression(_choose_penalty(x, labels, seed)).fit(x, labels)
     weight = torch.from_numpy(regression.coef_[0]).float()
     bias = float(regression.intercept_[0]) + prior_log_odds(data.labels)
     with torch.no_grad():  # as two classes with opposite logits, for a softmax
         classifier.head.weight.copy_(torch.stack([-weight / 2, weight / 2]))
         classifier.head.bias.copy_(torch.tensor([-bias / 2, bias / 2]))
+
+
+def _choose_penalty(x: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], seed: int) -> float:
+    """Choose C by AUC in five folds of the training labels; a label's copies share a fold."""
+    label = np.arange(len(labels)) % (len(labels) // _COPIES)
+    n_folds = min(5, int(np.bincount(labels).min()) // _COPIES)
+    if n_folds < 2:
+        return _INVERSE_PENALTIES[0]
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    scores = [
+        cross_val_score(_regression(c), x, labels, groups=label, scoring="roc_auc", cv=folds).mean()
+        for c in _INVERSE_PENALTIES
+    ]
+    return _INVERSE_PENALTIES[int(np.argmax(scores))]
+
+
+def _regression(c: float) -> LogisticRegression:
+    return LogisticRegression(C=c, class_weight="balanced", max_iter=2000)
 
 
 def prior_log_odds(labels: npt.NDArray[np.int64]) -> float:

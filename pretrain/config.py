@@ -19,6 +19,10 @@ class MaeConfig:
     ----------
     mask_ratio
         Share of the patches that the encoder does not see.
+    target
+        cuboid: voxels standardised over the cuboid, which keep how bright a patch is among its
+        neighbours. patch: over each patch and channel, as the paper has it; where single photons
+        count, that is mostly noise.
     decoder_width
         Width of the decoder; divisible by 6 and by 3 heads.
     decoder_depth
@@ -26,6 +30,7 @@ class MaeConfig:
     """
 
     mask_ratio: float = 0.75
+    target: Literal["cuboid", "patch"] = "cuboid"
     decoder_width: int = 96
     decoder_depth: int = 2
 
@@ -83,7 +88,7 @@ class PretrainConfig:
     batch_size
         Cuboids a step.
     learning_rate
-        At its peak, after the warm-up, for a batch of 256; scaled in proportion to the batch.
+        At its peak, after the warm-up.
     weight_decay
         Of AdamW, on matrices only.
     channels
@@ -113,7 +118,7 @@ class PretrainConfig:
     size: Size = "tiny"
     steps: int = 2000
     batch_size: int = 64
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 0.05
     channels: Literal[1, 2] | None = None
     voxel_size_um: tuple[float, float, float] | None = None

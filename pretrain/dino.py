@@ -2,7 +2,9 @@
 
 DINO (Caron et al., arXiv:2104.14294), with lightly's loss and head. Ours departs in this: all views
 are cut unresized from a canvas larger than the cuboid, because size is diagnostic; augmentation is
-that of a microscope; the head is small, as the data is.
+that of a microscope; the head is small, as the data is; and the teacher's mean class token is taken
+off before the head. Class tokens of a fresh network differ little between cuboids, and a head that
+sees mostly what they share says the same of all, from which a short run does not recover.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 import warnings
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from lightly.loss import DINOLoss
 from lightly.models.modules.heads import DINOProjectionHead
@@ -29,6 +32,9 @@ from pretrain.views import make_view
 class Dino(Objective):
     """Two global views for teacher and student, and local ones for the student alone."""
 
+    feature_centre: Tensor
+    updates: Tensor
+
     def __init__(self, backbone: Vit3d, config: DinoConfig) -> None:
         super().__init__()
         shape, patch = backbone.config.cuboid_shape, backbone.config.patch_shape
@@ -44,6 +50,8 @@ class Dino(Objective):
         self.teacher.requires_grad_(False)
         self.teacher_head.requires_grad_(False)
         self.loss = DINOLoss(output_dim=config.prototypes)
+        self.register_buffer("feature_centre", torch.zeros(backbone.embed_dim))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @property
     def exported(self) -> Vit3d:
@@ -64,11 +72,13 @@ class Dino(Objective):
         local = [
             make_view(cuboids, self._local_shape, random) for _ in range(self._config.local_views)
         ]
-        student = [*_project(self.backbone, self.head, views)]
-        if local:
-            student += _project(self.backbone, self.head, local)
         with torch.no_grad():
-            teacher = _project(self.teacher, self.teacher_head, views)
+            tokens = _class_tokens(self.teacher, views)
+            self._follow_centre(tokens)
+            teacher = self._project(self.teacher_head, tokens, 2)
+        student = self._project(self.head, _class_tokens(self.backbone, views), 2)
+        if local:
+            student += self._project(self.head, _class_tokens(self.backbone, local), len(local))
         temperature = self._temperature(progress)
         probabilities = ((torch.stack(teacher) - self.loss.center) / temperature).softmax(-1)
         loss = self.loss(teacher, student, teacher_temp=temperature)
@@ -94,6 +104,17 @@ class Dino(Objective):
         update_momentum(self.backbone, self.teacher, m=momentum)
         update_momentum(self.head, self.teacher_head, m=momentum)
 
+    def _project(self, head: nn.Module, tokens: Tensor, n_views: int) -> list[Tensor]:
+        """What a head says of each view, shape (b, prototypes) each."""
+        projected: Tensor = head(F.layer_norm(tokens - self.feature_centre, tokens.shape[-1:]))
+        return list(projected.float().chunk(n_views))
+
+    def _follow_centre(self, tokens: Tensor) -> None:
+        """Move the centre to the teacher's mean token: a plain mean at first, then a moving one."""
+        momentum = torch.clamp(self.updates / (self.updates + 1), max=0.9)
+        self.feature_centre.lerp_(tokens.mean(0).float(), 1 - momentum)
+        self.updates += 1
+
     def _temperature(self, progress: float) -> float:
         start, end = self._config.teacher_temperature
         warmed = min(1.0, progress / 0.3)
@@ -106,10 +127,10 @@ def _head(width: int, prototypes: int) -> DINOProjectionHead:
         return DINOProjectionHead(width, hidden_dim=512, bottleneck_dim=128, output_dim=prototypes)
 
 
-def _project(backbone: Vit3d, head: nn.Module, views: list[Tensor]) -> list[Tensor]:
-    """Project the class tokens of views of one size, in one pass."""
-    projected: Tensor = head(backbone(torch.cat(views))[:, 0]).float()
-    return list(projected.chunk(len(views)))
+def _class_tokens(backbone: Vit3d, views: list[Tensor]) -> Float[Tensor, "view_b width"]:
+    """Class tokens of views of one size, in one pass; the first view's batch first."""
+    tokens: Tensor = backbone(torch.cat(views))
+    return tokens[:, 0]
 
 
 def _product(a: Shape3, b: Shape3) -> Shape3:

@@ -1,7 +1,8 @@
 """Masked autoencoding: see a quarter of the patches, reconstruct the rest.
 
 MAE (He et al., arXiv:2111.06377). Ours departs in this: patches are three-dimensional; targets are
-normalised per patch *and channel*, since a dim background would otherwise count for nothing; a
+normalised per channel too, since a dim background would otherwise count for nothing, and by default
+over the cuboid instead of the patch, since a patch without structure is photon noise alone; a
 channel that was blanked counts for nothing.
 """
 
@@ -22,7 +23,7 @@ from pretrain.config import MaeConfig
 from pretrain.objective import Objective
 
 Patches = Float[Tensor, "b token channel voxel"]
-_FLAT = 1e-4  # variance below which a standardised patch has nothing to predict
+_FLAT = 1e-4  # variance below which there is nothing to predict
 
 
 class Mae(Objective):
@@ -35,7 +36,7 @@ class Mae(Objective):
         super().__init__()
         self.backbone = backbone
         self.canvas_shape = backbone.config.cuboid_shape
-        self._mask_ratio = config.mask_ratio
+        self._config = config
         width = config.decoder_width
         patch = backbone.patch_embed.proj.weight[0].numel()  # voxels of all channels
         self.embed = nn.Linear(backbone.embed_dim, width)
@@ -57,17 +58,16 @@ class Mae(Objective):
     def forward(
         self, cuboids: Float[Tensor, "b c z y x"], random: torch.Generator, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error on the masked patches, normalised each.
+        """Mean squared error on the masked patches.
 
         The log gets `neighbour_mean` too, the error of predicting each masked patch from the mean
-        of its visible neighbours, and the error of predicting its own mean is 1: a model that
-        has learned something about the image is below both.
+        of its visible neighbours: a model that has learned what images look like is below it.
         """
         del progress
         cuboids = jitter_intensity(flip_and_rotate(cuboids, random), random)
         x = standardise(drop_background(cuboids, random))
-        masked = random_mask(len(x), self._n_tokens, self._mask_ratio, random)
-        target, counts = normalise_patches(patchify(x, self.backbone.config.patch_shape))
+        masked = random_mask(len(x), self._n_tokens, self._config.mask_ratio, random)
+        target, counts = self._target(x)
         counts = counts * masked[..., None]
         loss = masked_error(self.reconstruct(x, masked), target, counts)
         with torch.no_grad():
@@ -92,16 +92,28 @@ class Mae(Objective):
     ) -> Figure | None:
         """Input, what the encoder saw, and the reconstruction, in the middle plane."""
         x = standardise(cuboids[:6])
-        masked = random_mask(len(x), self._n_tokens, self._mask_ratio, random)
+        masked = random_mask(len(x), self._n_tokens, self._config.mask_ratio, random)
         patch = self.backbone.config.patch_shape
-        raw = patchify(x, patch)
-        mean, deviation = raw.mean(3, keepdim=True), raw.var(3, keepdim=True).sqrt()
-        filled = self.reconstruct(x, masked) * deviation + mean
+        raw, filled = patchify(x, patch), self.reconstruct(x, masked)
+        if (
+            self._config.target == "patch"
+        ):  # which leaves mean and contrast open: take the true ones
+            filled = filled * raw.std(3, keepdim=True) + raw.mean(3, keepdim=True)
         where = masked[:, :, None, None]
         rows = (raw, raw.masked_fill(where, torch.nan), torch.where(where, filled, raw))
         return reconstruction_mosaic(
             *(unpatchify(part, patch, self.backbone.config.grid).cpu().numpy() for part in rows)
         )
+
+    def _target(
+        self, x: Float[Tensor, "b c z y x"]
+    ) -> tuple[Patches, Float[Tensor, "b token channel"]]:
+        """What to predict of standardised cuboids, and where there is something to predict."""
+        patches = patchify(x, self.backbone.config.patch_shape)
+        if self._config.target == "patch":
+            return normalise_patches(patches)
+        present = patches.square().mean(dim=(1, 3)) > _FLAT
+        return patches, present[:, None].expand(-1, self._n_tokens, -1).float()
 
     @property
     def _n_tokens(self) -> int:
@@ -162,9 +174,11 @@ def neighbours(grid: Shape3) -> Float[Tensor, "token token"]:
 
 def neighbour_mean(
     target: Patches, masked: Bool[Tensor, "b token"], touching: Float[Tensor, "token token"]
-) -> Patches:
-    """Guess each patch as the mean of its visible neighbours, zero if it has none."""
+) -> Float[Tensor, "b token channel 1"]:
+    """Guess all voxels of a patch as the mean over its visible neighbours, zero if it has none.
+
+    One value a patch and channel: voxel by voxel, the neighbours' noise would make a worse guess.
+    """
     weight = touching * ~masked[:, None, :]
     weight = weight / weight.sum(2, keepdim=True).clamp_min(1)
-    guess: Tensor = (weight @ target.flatten(2)).unflatten(2, target.shape[2:])
-    return guess
+    return (weight @ target.mean(3))[..., None]

@@ -30,6 +30,7 @@ from pretrain.mae import Mae
 from pretrain.objective import Objective
 
 _HELD_OUT_STEP = 1 << 40  # of the stream: cuboids for monitors, which training never reaches
+_HELD_OUT_CUBOIDS = 256
 _WARM_UP = 0.1
 
 
@@ -131,7 +132,10 @@ class Fit:
         curves = self.run.save_figure(
             "progress.png", training_curves(self.run.path / "metrics.jsonl")
         )
-        held_out = torch.cat([self.stream.batch(_HELD_OUT_STEP + i).cuboids for i in range(4)])
+        n_batches = -(-_HELD_OUT_CUBOIDS // self.config.batch_size)
+        held_out = torch.cat(
+            [self.stream.batch(_HELD_OUT_STEP + i).cuboids for i in range(n_batches)]
+        )
         exported = self.objective.exported
         untrained = build_backbone(exported.config, self.config.seed)
         ranks = {
@@ -155,7 +159,7 @@ class Fit:
         self.run.tell(f"backbone  {self.run.exported / 'backbone.safetensors'}")
 
     def _learning_rate(self, step: int) -> float:
-        peak = self.config.learning_rate * self.config.batch_size / 256
+        peak = self.config.learning_rate
         warm_up = max(1, round(_WARM_UP * self.config.steps))
         rate: float = cosine_warmup_schedule(
             step=step,

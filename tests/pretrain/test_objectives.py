@@ -74,10 +74,11 @@ def test_mae_loss_is_that_of_a_naive_loop() -> None:
     torch.testing.assert_close(found, torch.stack(errors).mean(), rtol=1e-4, atol=1e-5)
 
 
-def test_blank_channel_counts_for_nothing() -> None:
+@pytest.mark.parametrize("target", ["cuboid", "patch"])
+def test_blank_channel_counts_for_nothing(target: str) -> None:
     x = standardise(counts(2))
     x[:, 1] = 0
-    target, counted = mae.normalise_patches(mae.patchify(x, (4, 10, 10)))
+    target, counted = mae.Mae(nano(), MaeConfig(target=target))._target(x)
     assert not counted[..., 1].any()
     assert counted[..., 0].all()
     guess = target.clone()
@@ -92,13 +93,13 @@ def test_neighbour_mean_is_that_of_a_naive_loop() -> None:
     places = [(z, y, x) for z in range(3) for y in range(3) for x in range(3)]
     for i, place in enumerate(places):
         near = [
-            target[0, j]
+            target[0, j].mean(1)
             for j, other in enumerate(places)
             if j != i
             and not masked[0, j]
             and all(abs(a - b) <= 1 for a, b in zip(place, other, strict=True))
         ]
-        expected = torch.stack(near).mean(0) if near else torch.zeros(1, 4)
+        expected = torch.stack(near).mean(0)[:, None] if near else torch.zeros(1, 1)
         torch.testing.assert_close(guess[0, i], expected)
 
 
@@ -113,21 +114,24 @@ def test_the_encoder_does_not_see_what_is_masked() -> None:
     assert torch.equal(objective.reconstruct(changed, masked), objective.reconstruct(x, masked))
 
 
-def test_mae_learns_what_its_surroundings_tell() -> None:
-    """On ramps, that neighbours continue, the loss falls far below the baselines."""
+@pytest.mark.parametrize("target", ["cuboid", "patch"])
+def test_mae_learns_what_its_surroundings_tell(target: str) -> None:
+    """On ramps, that neighbours continue, the loss falls far below the baseline."""
     torch.manual_seed(0)
-    objective = mae.Mae(nano(channels=1), MaeConfig())
-    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], 2e-3)
+    objective = mae.Mae(nano(channels=1), MaeConfig(target=target))
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 3e-3, betas=(0.9, 0.95))
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=20)
     axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in (20, 50, 50)), indexing="ij")
-    for step in range(60):
+    for step in range(100):
         slopes = torch.randn(8, 3, 1, 1, 1, generator=generator(1, step))
         ramps = 1000 + 100 * sum(slopes[:, i] * axes[i] for i in range(3))
-        loss, extra = objective(ramps[:, None], generator(2, step), step / 60)
+        loss, extra = objective(ramps[:, None], generator(2, step), step / 100)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.6
-    assert loss < extra["neighbour_mean"]
+        warm_up.step()
+    assert loss < 0.7 * extra["neighbour_mean"]
 
 
 def test_views_are_cut_and_never_resized() -> None:
