@@ -19,6 +19,7 @@ from cubeclf_core.geometry import Shape3, Size3, resample, source_shape, starts_
 from cubeclf_core.volumes import Volume
 
 _BLOCK_UM = 640.0  # with the margin of a cuboid, a few times a chunk of usual size
+_BLOCK_BYTES = 1 << 30  # of whole planes, where the volume is a folder of them
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def read_candidates(
         # What is reflected at a border lies within one cuboid's extent of it.
         low = np.minimum(starts[group].min(axis=0), np.array(volume.shape) - extent).clip(0, None)
         high = np.maximum((starts[group] + extent).max(axis=0), extent).clip(None, volume.shape)
-        block = volume.read(tuple(low.tolist()), tuple(high.tolist()), n_channels)
+        block = volume.read(low, high, n_channels)
         for index in np.split(group, range(batch_size, len(group), batch_size)):
             cut = [_cut(block, low, start, extent, volume.shape) for start in starts[index]]
             yield CandidateCuboids(
@@ -114,6 +115,8 @@ def _blocks(volume: Volume, positions: npt.NDArray[np.float64]) -> Iterator[npt.
     size = np.maximum(1, np.rint(_BLOCK_UM / np.array(volume.voxel_size_um)))
     if volume.chunk_shape[0] == 1:  # planes are read whole, so a block spans all of y and x
         size[1:] = volume.shape[1:]
+        plane_bytes = volume.n_channels * volume.dtype.itemsize * volume.shape[1] * volume.shape[2]
+        size[0] = np.clip(_BLOCK_BYTES // plane_bytes, 1, size[0])
     block = (positions // size).astype(np.int64)
     _, inverse = np.unique(block, axis=0, return_inverse=True)
     order = np.argsort(inverse, kind="stable")

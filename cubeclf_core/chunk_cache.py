@@ -54,7 +54,7 @@ class ChunkCache:
         size = np.array(self._volume.chunk_shape)
         start = np.array(index) * size
         stop = np.minimum(start + size, self._volume.shape)
-        chunk = self._volume.read(tuple(start.tolist()), tuple(stop.tolist()), self._n_channels)
+        chunk = self._volume.read(start, stop, self._n_channels)
         self._chunks[index] = chunk
         self._bytes += chunk.nbytes
         while self._bytes > self._max_bytes and len(self._chunks) > 1:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,7 @@ class Classifier(nn.Module):
         return self.head(features)  # type: ignore[no-any-return]
 
 
+@runtime_checkable
 class Network(Protocol):
     """Raw cuboids to logits, ours or an exported program."""
 

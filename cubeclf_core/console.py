@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -32,6 +32,7 @@ def say(message: str) -> None:
         console.print(message, markup=False)
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Reports `steps` more items done, with an optional short note (a loss, a count)."""
 

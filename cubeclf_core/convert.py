@@ -6,7 +6,7 @@ import dask.array
 
 from cubeclf_core.config import ConvertConfig
 from cubeclf_core.console import progress, say
-from cubeclf_core.errors import InputError, OutputExists
+from cubeclf_core.errors import InputError
 from cubeclf_core.files import refuse_existing
 from cubeclf_core.ome_zarr import count_chunks, pyramid, write_ome_zarr
 from cubeclf_core.volumes import Source, check_match, check_voxel_size, open_volume
@@ -27,7 +27,7 @@ def convert(config: ConvertConfig) -> None:
     InputError
         If an input is no volume, or the channels do not agree.
     """
-    refuse_existing(config.out, overwrite=config.overwrite)
+    refuse_existing(config.out, overwrite=config.overwrite, marker="zarr.json")
     _protect(config)
     size = check_voxel_size(config.voxel_size_um, "--voxel-size-um")
     opened = [
@@ -54,17 +54,13 @@ def convert(config: ConvertConfig) -> None:
 
 
 def _protect(config: ConvertConfig) -> None:
-    """Refuse to overwrite what is no zarr, or what holds an input: that would delete raw data."""
+    """Refuse to overwrite what is or holds an input: that would delete raw data."""
     out = config.out.resolve()
     for path in config.inputs:
         if path.exists() and (out == path.resolve() or out in path.resolve().parents):
             raise InputError(
                 f"--out {config.out} is or holds the input {path}; choose another --out"
             )
-    if out.exists() and not (out / "zarr.json").exists() and not (out / ".zgroup").exists():
-        raise OutputExists(
-            f"{config.out} exists and is no OME-Zarr; remove it or choose another --out"
-        )
 
 
 def _lazy(source: Source) -> dask.array.Array:

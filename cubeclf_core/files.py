@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
         Where to write; it does not exist yet.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")  # keeps the suffix
     remove(temporary)
     try:
         yield temporary
@@ -50,13 +50,33 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
+def refuse_existing(path: Path, *, overwrite: bool, marker: str | None = None) -> None:
     """Raise if an output path exists and may not be overwritten.
+
+    Parameters
+    ----------
+    path
+        The output, a file or a folder.
+    overwrite
+        Whether the user allowed it.
+    marker
+        A file that every folder of this kind holds; None if the output is a file. Anything else is
+        never overwritten: a slip in ``--out`` shall not cost a home folder.
 
     Raises
     ------
     OutputExists
-        If `path` exists and `overwrite` is false.
+        If `path` exists and may not be overwritten.
     """
-    if path.exists() and not overwrite:
+    if not path.exists():
+        return
+    if not overwrite:
         raise OutputExists(f"{path} exists already; choose another --out or add --overwrite")
+    if marker is None:
+        ours, why = path.is_file(), "it is a folder"
+    else:
+        ours, why = (path / marker).exists(), f"it holds no {marker}"
+    if not ours and not (path.is_dir() and not any(path.iterdir())):
+        raise OutputExists(
+            f"{path} is nothing that this command wrote ({why}); choose another --out"
+        )

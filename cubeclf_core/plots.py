@@ -29,7 +29,7 @@ def training_curves(metrics: Path) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     steps = [line["step"] for line in lines]
-    beside = ("neighbour_mean", "uniform", "teacher_entropy")
+    beside = ("neighbour_mean", "cross_entropy", "uniform", "teacher_entropy")
     for name in ("loss", *beside):
         if name in lines[-1]:
             style = "-" if name == "loss" else "--"

@@ -13,6 +13,19 @@ from cubeclf_core.console import say
 from cubeclf_core.environment import environment
 from cubeclf_core.files import refuse_existing, remove, replacing
 
+_CONFIG = "config.yaml"
+
+
+def refuse_new_run(path: Path, *, overwrite: bool) -> None:
+    """Raise if no run can be written to a folder, before any work is done.
+
+    Raises
+    ------
+    OutputExists
+        If it exists and may not be overwritten, or is not a run's.
+    """
+    refuse_existing(path, overwrite=overwrite, marker=_CONFIG)
+
 
 class RunFolder:
     """A new run's folder; made once all input has been checked.
@@ -33,13 +46,13 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, config: Any, *, overwrite: bool) -> None:
-        refuse_existing(path, overwrite=overwrite)
+        refuse_new_run(path, overwrite=overwrite)
         remove(path)
         path.mkdir(parents=True)
         self.path = path
         self.figures = path / "figures"
         self.exported = path / "exported"
-        (path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        (path / _CONFIG).write_text(to_yaml(config), encoding="utf-8")
         self.write_json("environment.json", environment())
 
     def log(self, **values: float | int | str) -> None:

@@ -62,7 +62,7 @@ def simulate(config: SimulateConfig) -> None:
     OutputExists
         If the folder exists and may not be overwritten.
     """
-    refuse_existing(config.out, overwrite=config.overwrite)
+    refuse_existing(config.out, overwrite=config.overwrite, marker="cells.xml")
     brain, cells = simulate_brain(config.shape, config.cells, config.seed)
     with replacing(config.out) as folder:
         folder.mkdir()
@@ -227,7 +227,7 @@ def _surroundings(
 ) -> Surroundings:
     low = np.maximum(np.rint(position).astype(int) - 3, 0)
     box = depth_um[tuple(slice(a, a + 7) for a in low)]
-    normal = np.array([np.mean(g) for g in np.gradient(box, *VOXEL_SIZE_UM)])
+    normal = np.array([np.mean(g) for g in np.gradient(box, *VOXEL_SIZE_UM)], np.float64)
     distances = [
         np.linalg.norm(v.path_um - position * VOXEL_SIZE_UM, axis=1) if v.light > 0 else np.inf
         for v in vessels

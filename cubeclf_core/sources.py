@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import zarr
@@ -25,6 +25,7 @@ BROKEN = (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError
 Slices = tuple[slice, slice, slice]
 
 
+@runtime_checkable
 class Source(Protocol):
     """One channel: something with a shape z y x that gives an array for three slices."""
 

@@ -166,17 +166,26 @@ class Vit3d(VisionTransformer):
         return self.norm(self.blocks(tokens))  # type: ignore[no-any-return]
 
     def embed(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b feature"]:
+        """Encode whole cuboids and pool their tokens; see `pool_tokens`. Shape (b, 3 × width)."""
+        return self.pool_tokens(self(x))
+
+    def pool_tokens(self, tokens: Float[Tensor, "b token width"]) -> Float[Tensor, "b feature"]:
         """Pool the tokens of whole cuboids: mean, mean of the inner ones, centre.
 
         How tokens are pooled matters as much as their weights when the object in question sits at
         the centre and fills a small part of the cuboid.
+
+        Parameters
+        ----------
+        tokens
+            What `forward` returned: the class token, which is left out, and all patch tokens.
 
         Returns
         -------
         Tensor
             Shape (b, 3 × width).
         """
-        tokens = self(x)[:, 1:].unflatten(1, self.config.grid)
+        tokens = tokens[:, 1:].unflatten(1, self.config.grid)
         inner = tokens[(slice(None), *(_middle(n, 3 if n % 2 else 2) for n in self.config.grid))]
         centre = tokens[(slice(None), *(_middle(n, 1 if n % 2 else 2) for n in self.config.grid))]
         return torch.cat([part.mean(dim=(1, 2, 3)) for part in (tokens, inner, centre)], dim=1)

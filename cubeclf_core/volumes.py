@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import zarr
 from jaxtyping import Shaped
 
@@ -35,6 +36,9 @@ DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32))
 
 _EXPECTED = "expected an OME-Zarr, a zarr array, a folder of TIFF planes or a TIFF stack"
 _SUFFIXES = (".ome.zarr", ".zarr", ".ome.tiff", ".ome.tif", ".tiff", ".tif")
+
+
+Corner = Sequence[int] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Volume:
         return len(self.channels)
 
     def read(
-        self, start: Sequence[int], stop: Sequence[int], n_channels: int | None = None
+        self, start: Corner, stop: Corner, n_channels: int | None = None
     ) -> Shaped[np.ndarray, "c z y x"]:
         """Read a box of all channels, or of the first few.
 

@@ -19,6 +19,7 @@ from cubeclf_core.plots import classified_candidates
 from cubeclf_core.volumes import Volume, open_volume
 from finetune.config import ClassifyConfig
 
+_TABLE = "candidates.csv"
 _PROJECTED_PLANES = 64  # read for the picture at most, evenly spaced
 
 
@@ -32,7 +33,7 @@ def classify(config: ClassifyConfig) -> None:
     """
     if not 0 <= config.threshold <= 1:
         raise InputError(f"--threshold is {config.threshold}, expected a probability")
-    refuse_existing(config.out, overwrite=config.overwrite)
+    refuse_existing(config.out, overwrite=config.overwrite, marker=_TABLE)
     cells = read_cells(config.cells)
     volume = _open_brain(config).volume
     check_inside(cells, volume, config.cells)
@@ -54,7 +55,7 @@ def classify(config: ClassifyConfig) -> None:
         (out / "figures").mkdir(parents=True)
         write_cells(out / "points" / "cells.xml", cells)
         write_cells(out / "points" / "cell_classification.xml", Cells(cells.positions, types))
-        _write_table(out / "candidates.csv", cells, probability, types, padded)
+        _write_table(out / _TABLE, cells, probability, types, padded)
         figure = classified_candidates(
             _projection(volume),
             (cells.positions + 0.5) / np.array(volume.shape),

@@ -75,7 +75,7 @@ class ExportConfig:
     run
         Folder of a fine-tuning run, or its classifier.safetensors.
     out
-        File to write.
+        File to write, such as classifier.pt2.
     format
         torch: a torch.export program (.pt2), which loads without cubeclf.
     overwrite

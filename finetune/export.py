@@ -6,7 +6,7 @@ import torch
 
 from cubeclf_core.classifier import load_classifier, load_trained
 from cubeclf_core.console import say
-from cubeclf_core.errors import RunFailed
+from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.exported import save_exported
 from cubeclf_core.files import refuse_existing, replacing
 from finetune.config import ExportConfig
@@ -25,6 +25,8 @@ def export(config: ExportConfig) -> None:
         If a probability of the file differs from the trained network's by more than 1e-4.
     """
     refuse_existing(config.out, overwrite=config.overwrite)
+    if config.out.suffix != ".pt2":
+        raise InputError(f"--out is {config.out}; a torch.export program needs the suffix .pt2")
     network, header = load_trained(config.run)
     cuboids = _counts_like_a_camera(
         network.backbone.config.channels, network.backbone.config.cuboid_shape

@@ -12,11 +12,11 @@ from cubeclf_core.backbones import load_backbone
 from cubeclf_core.brains import Brain, load_brains
 from cubeclf_core.classifier import Classifier, save_classifier
 from cubeclf_core.errors import CellsError, InputError
-from cubeclf_core.files import refuse_existing
+from cubeclf_core.geometry import source_shape
 from cubeclf_core.metrics import classification_metrics
 from cubeclf_core.plots import precision_recall
 from cubeclf_core.rules import contrast, density
-from cubeclf_core.runs import RunFolder
+from cubeclf_core.runs import RunFolder, refuse_new_run
 from cubeclf_core.vit import Vit3dConfig
 from finetune.config import FinetuneConfig
 from finetune.cubes import read_cubes
@@ -33,9 +33,11 @@ def finetune(config: FinetuneConfig) -> None:
         If the settings, the backbone or the labels cannot be used; nothing has been written then.
     """
     _check(config)
-    refuse_existing(config.out, overwrite=config.overwrite)
+    refuse_new_run(config.out, overwrite=config.overwrite)
     backbone, origin = load_backbone(config.backbone, channels=config.channels, seed=config.seed)
     test_brains = _labelled_brains(config.test, config) if config.test else []
+    for brain in test_brains:  # found out now, not after training
+        source_shape(backbone.config.cuboid_shape, backbone.config.voxel_size_um, brain.volume)
     data = _training_data(config, backbone.config)
     run = RunFolder(config.out, config, overwrite=config.overwrite)
     cells = int(data.labels.sum())
@@ -63,7 +65,8 @@ def _test(classifier: Classifier, brain: Brain, run: RunFolder) -> dict[str, Any
     """Score a brain that training has not seen, beside the simple rules."""
     data = read_labelled(brain, classifier.backbone.config)
     assert brain.cells is not None
-    rule, contrast_score = contrast(data.cuboids[:, 0].numpy(), data.labels)
+    voxel_size_um = classifier.backbone.config.voxel_size_um
+    rule, contrast_score = contrast(data.cuboids[:, 0].numpy(), data.labels, voxel_size_um)
     scores = {
         "classifier": predict(classifier, data.cuboids),
         "contrast": contrast_score,

@@ -53,6 +53,8 @@ class DinoConfig:
         At the start and, after the warm-up, to the end.
     momentum
         Of the teacher, at the start; it rises to 1 along a cosine.
+    koleo_weight
+        Of the term that keeps class tokens apart.
     freeze_last_layer
         Share of the steps, at the start, in which the head's last layer stays as it is.
     """
@@ -63,6 +65,7 @@ class DinoConfig:
     canvas_margin: tuple[int, int, int] = (4, 10, 10)
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
     momentum: float = 0.99
+    koleo_weight: float = 0.1
     freeze_last_layer: float = 0.05
 
 

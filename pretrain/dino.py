@@ -4,7 +4,9 @@ DINO (Caron et al., arXiv:2104.14294), with lightly's loss and head. Ours depart
 are cut unresized from a canvas larger than the cuboid, because size is diagnostic; augmentation is
 that of a microscope; the head is small, as the data is; and the teacher's mean class token is taken
 off before the head. Class tokens of a fresh network differ little between cuboids, and a head that
-sees mostly what they share says the same of all, from which a short run does not recover.
+sees mostly what they share says the same of all, from which a short run does not recover. KoLeo
+(Sablayrolles et al., arXiv:1806.03198), as in DINOv2, keeps class tokens apart: on few small
+volumes the loss alone makes do with a few directions.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from lightly.loss import DINOLoss
+from lightly.loss import DINOLoss, KoLeoLoss
 from lightly.models.modules.heads import DINOProjectionHead
 from lightly.models.utils import update_momentum
 from lightly.utils.scheduler import cosine_schedule
@@ -50,6 +52,7 @@ class Dino(Objective):
         self.teacher.requires_grad_(False)
         self.teacher_head.requires_grad_(False)
         self.loss = DINOLoss(output_dim=config.prototypes)
+        self.koleo = KoLeoLoss()
         self.register_buffer("feature_centre", torch.zeros(backbone.embed_dim))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
@@ -61,11 +64,11 @@ class Dino(Objective):
     def forward(
         self, cuboids: Float[Tensor, "b c z y x"], random: torch.Generator, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the student's views against the teacher's.
+        """Cross-entropy of the student's views against the teacher's, and a little KoLeo.
 
-        A student that says nothing has a loss of ln K, `uniform` in the log. `teacher_entropy`
-        near it means that the teacher has collapsed to saying nothing, near 0 that it says the
-        same of all.
+        A student that says nothing has a cross-entropy of ln K, `uniform` in the log.
+        `teacher_entropy` near it means that the teacher has collapsed to saying nothing, near 0
+        that it says the same of all.
         """
         shape = self.backbone.config.cuboid_shape
         views = [make_view(cuboids, shape, random) for _ in range(2)]
@@ -76,15 +79,23 @@ class Dino(Objective):
             tokens = _class_tokens(self.teacher, views)
             self._follow_centre(tokens)
             teacher = self._project(self.teacher_head, tokens, 2)
-        student = self._project(self.head, _class_tokens(self.backbone, views), 2)
+        tokens = _class_tokens(self.backbone, views)
+        student = self._project(self.head, tokens, 2)
         if local:
             student += self._project(self.head, _class_tokens(self.backbone, local), len(local))
         temperature = self._temperature(progress)
         probabilities = ((torch.stack(teacher) - self.loss.center) / temperature).softmax(-1)
-        loss = self.loss(teacher, student, teacher_temp=temperature)
+        cross_entropy = self.loss(teacher, student, teacher_temp=temperature)
+        koleo = torch.stack([self.koleo(view) for view in tokens.float().chunk(2)]).mean()
+        loss = cross_entropy + self._config.koleo_weight * koleo
         entropy = torch.special.entr(probabilities).sum(-1).mean()
         uniform = loss.new_tensor(math.log(self._config.prototypes))
-        return loss, {"teacher_entropy": entropy, "uniform": uniform}
+        return loss, {
+            "cross_entropy": cross_entropy,
+            "koleo": koleo,
+            "teacher_entropy": entropy,
+            "uniform": uniform,
+        }
 
     def before_update(self, progress: float) -> None:
         """Hold the head's last layer at the start."""

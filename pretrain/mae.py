@@ -157,7 +157,9 @@ def normalise_patches(patches: Patches) -> tuple[Patches, Float[Tensor, "b token
 
 
 def masked_error(
-    guess: Patches, target: Patches, counts: Float[Tensor, "b token channel"]
+    guess: Float[Tensor, "b token channel #voxel"],
+    target: Patches,
+    counts: Float[Tensor, "b token channel"],
 ) -> Float[Tensor, ""]:
     """Mean squared error over the patches and channels that count."""
     error = (guess - target).square().mean(3)

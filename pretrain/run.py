@@ -17,11 +17,10 @@ from cubeclf_core.backbones import build_backbone, save_backbone
 from cubeclf_core.brains import Brain, load_brains
 from cubeclf_core.console import progress
 from cubeclf_core.errors import InputError, RunFailed
-from cubeclf_core.files import refuse_existing
 from cubeclf_core.metrics import rank_me
 from cubeclf_core.normalise import standardise
 from cubeclf_core.plots import training_curves
-from cubeclf_core.runs import RunFolder
+from cubeclf_core.runs import RunFolder, refuse_new_run
 from cubeclf_core.stream import Batch, CuboidStream
 from cubeclf_core.vit import Vit3d, Vit3dConfig
 from pretrain.config import PretrainConfig
@@ -45,7 +44,7 @@ def pretrain(config: PretrainConfig) -> None:
         If the loss is no longer finite.
     """
     _check(config)
-    refuse_existing(config.out, overwrite=config.overwrite)
+    refuse_new_run(config.out, overwrite=config.overwrite)
     brains = load_brains(config.brains, voxel_size_um=config.voxel_size_um)
     network = Vit3dConfig(size=config.size, channels=_channels(config, brains))
     objective = build_objective(config, build_backbone(network, config.seed))
@@ -136,12 +135,7 @@ class Fit:
         held_out = torch.cat(
             [self.stream.batch(_HELD_OUT_STEP + i).cuboids for i in range(n_batches)]
         )
-        exported = self.objective.exported
-        untrained = build_backbone(exported.config, self.config.seed)
-        ranks = {
-            "rank_me": rank_me(_embeddings(exported, held_out)),
-            "rank_me_untrained": rank_me(_embeddings(untrained, held_out)),
-        }
+        ranks = self._ranks(held_out)
         self.run.write_json("metrics.json", ranks)
         with torch.no_grad():
             picture = (
@@ -153,10 +147,21 @@ class Fit:
             mosaic = self.run.save_figure("figures/reconstruction.png", picture)
             self.run.tell(f"picture   {mosaic}")
         self.run.tell(f"picture   {curves}")
-        self.run.tell(
-            f"RankMe    {ranks['rank_me']:.1f} (untrained {ranks['rank_me_untrained']:.1f})"
-        )
+        for name, rank in ranks.items():
+            before = rank["untrained"]
+            self.run.tell(f"RankMe    {name} {rank['trained']:.1f} (untrained {before:.1f})")
         self.run.tell(f"backbone  {self.run.exported / 'backbone.safetensors'}")
+
+    def _ranks(self, cuboids: Float[Tensor, "n c z y x"]) -> dict[str, dict[str, float]]:
+        """RankMe of what the backbone says, and of what it said before training."""
+        exported = self.objective.exported.cpu().eval()
+        untrained = build_backbone(exported.config, self.config.seed).eval()
+        ranks: dict[str, dict[str, float]] = {"class_token": {}, "pooled": {}}
+        for name, backbone in (("trained", exported), ("untrained", untrained)):
+            token, pooled = _embeddings(backbone, cuboids)
+            ranks["class_token"][name] = rank_me(token)
+            ranks["pooled"][name] = rank_me(pooled)
+        return ranks
 
     def _learning_rate(self, step: int) -> float:
         peak = self.config.learning_rate
@@ -189,6 +194,8 @@ def _check(config: PretrainConfig) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}, expected ≥ 1")
     if not 0 <= config.candidate_share <= 1:
         raise InputError(f"--candidate-share is {config.candidate_share}, expected 0 to 1")
+    if config.method == "dino" and config.batch_size < 2:
+        raise InputError("--batch-size is 1, expected at least 2: DINO compares cuboids of a batch")
     if not 0 < config.mae.mask_ratio < 1:
         raise InputError(f"mae.mask_ratio is {config.mae.mask_ratio}, expected between 0 and 1")
 
@@ -234,12 +241,14 @@ def _check_finite(loss: Tensor, step: int, batch: Batch, stream: CuboidStream) -
 
 
 @torch.no_grad()
-def _embeddings(backbone: Vit3d, cuboids: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n feature"]:
-    """Embed the middle of each cuboid (a canvas may be larger than the network's own)."""
+def _embeddings(
+    backbone: Vit3d, cuboids: Float[Tensor, "n c z y x"]
+) -> tuple[Float[Tensor, "n width"], Float[Tensor, "n feature"]]:
+    """Class token and pooled features of the middle of each cuboid (a canvas may be larger)."""
     middle = [
         slice((have - want) // 2, (have - want) // 2 + want)
         for have, want in zip(cuboids.shape[2:], backbone.config.cuboid_shape, strict=True)
     ]
-    backbone = backbone.cpu().eval()
     cut = standardise(cuboids[:, :, middle[0], middle[1], middle[2]])
-    return torch.cat([backbone.embed(part) for part in cut.split(64)])
+    tokens = torch.cat([backbone(part) for part in cut.split(64)])
+    return tokens[:, 0], backbone.pool_tokens(tokens)

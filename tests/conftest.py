@@ -6,10 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
+from beartype import BeartypeConf, beartype
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Types, shapes and dtypes of annotations are checked at every call; an int will do for a float.
+# The hook takes its checker by a name that can be imported.
+sys.modules["checker"] = checker = ModuleType("checker")
+checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+install_import_hook(["cubeclf_core", "pretrain", "finetune"], "checker.check")
 
 settings.register_profile("cubeclf", deadline=None, max_examples=50)
 settings.load_profile("cubeclf")

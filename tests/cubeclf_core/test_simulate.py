@@ -137,8 +137,10 @@ def test_an_existing_folder_is_replaced_only_when_told(tmp_path: Path) -> None:
     assert "exists already" in done.stderr
     assert done.stderr.count("\n") == 1
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    assert run(*arguments, "--overwrite").returncode == 2  # a folder of something else
+    (out / "cells.xml").touch()
     assert run(*arguments, "--overwrite").returncode == 0
-    assert (out / "cells.xml").is_file()
+    assert (out / "cells.xml").stat().st_size > 0
     assert not (out / "notes.txt").exists()
 
 

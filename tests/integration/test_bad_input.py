@@ -137,7 +137,8 @@ def wrong_checkpoint(w: World):
     yield finetune("scratch:vit-huge", w.brains_file, w.run), "vit-nano"
     yield classify(w, classifier=w.good_backbone), "expected a classifier"
     yield classify(w, classifier=w.cells), "no safetensors"
-    yield ("cubeclf-export", w.good_backbone, "--out", w.run), "expected a classifier"
+    file = w.folder / "new.pt2"
+    yield ("cubeclf-export", w.good_backbone, "--out", file), "expected a classifier"
 
 
 def existing_output(w: World):
@@ -156,6 +157,7 @@ def wrong_settings(w: World):
     yield (*pretrain(w.brain, out=w.run), "--candidate-share", 2), "--candidate-share"
     yield (*finetune("scratch:vit-nano", w.brains_file, w.run), "--labels", 1), "--labels"
     yield (*classify(w), "--threshold", 3), "--threshold"
+    yield ("cubeclf-export", w.good_classifier, "--out", w.run), ".pt2"
     yield ("cubeclf-finetune", "--backbone", "scratch:vit-nano", "--out", w.run), "no labels"
     (w.folder / "bad.yaml").write_text("- nam: x\n")
     yield pretrain(w.folder / "bad.yaml", out=w.run), "nam"
@@ -193,6 +195,10 @@ def test_bad_input_gets_one_line_and_exit_2(cases, world: World, command) -> Non
 def test_overwrite_replaces_a_run_only_when_the_input_is_good(world: World, command) -> None:
     world.run.mkdir()
     (world.run / "precious.txt").write_text("precious")
+    foreign = command(*pretrain(world.brain, out=world.run), "--overwrite")
+    assert (foreign.code, len(foreign.lines)) == (2, 1)
+    assert "nothing that this command wrote" in foreign.lines[0]
+    (world.run / "config.yaml").write_text("")  # as a run has it
     bad = pretrain(world.folder / "nowhere.zarr", out=world.run)
     assert command(*bad, "--overwrite").code == 2
     assert (world.run / "precious.txt").exists()
