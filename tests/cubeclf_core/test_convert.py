@@ -170,6 +170,7 @@ def test_raw_data_is_never_overwritten(tmp_path: Path) -> None:
     planes = write_planes(tmp_path / "ch0", noise((3, 30, 40)))
     notes = tmp_path / "notes"
     notes.mkdir()
+    (notes / "notes.txt").touch()
     for out in (planes, tmp_path, notes):
         with pytest.raises(InputError, match="choose another --out"):
             convert(ConvertConfig((planes,), out=out, voxel_size_um=UM, overwrite=True))
