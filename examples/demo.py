@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path("demo")
-LABELS = 60
+LABELS = 30
 SIZE = "nano"
+TRAINED = ("--no-freeze", "--steps", "80", "--learning-rate", "2e-4")
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -83,8 +84,10 @@ def finetuned(name: str, backbone: str, *flags: str) -> Step:
 def steps() -> list[Step]:
     """The job, in order."""
     pretrained = str(HERE / "pretrained")
-    method = ("--method", "mae", "--size", SIZE, "--steps", "500", "--learning-rate", "6e-3")
-    pretrain = ("cubeclf-pretrain", str(HERE / "brain_a.yaml"), *method, "--out", pretrained)
+    method = ("--method", "mae", "--size", SIZE, "--steps", "1000", "--batch-size", "16")
+    around = ("--candidate-share", "1", "--learning-rate", "2e-3")
+    brain = str(HERE / "brain_a.yaml")
+    pretrain = ("cubeclf-pretrain", brain, *method, *around, "--out", pretrained)
     classifier, out = HERE / "classifier.pt2", HERE / "classified"
     export = ("cubeclf-export", str(HERE / "finetuned"), "--format", "torch")
     classify = ("cubeclf-classify", str(HERE / "brain_b" / "brain.ome.zarr"))
@@ -94,8 +97,8 @@ def steps() -> list[Step]:
         simulated("brain_b", 1),
         Step(pretrain, Path(pretrained)),
         finetuned("frozen", pretrained, "--freeze"),
-        finetuned("finetuned", pretrained, "--no-freeze"),
-        finetuned("scratch", f"scratch:vit-{SIZE}", "--no-freeze"),
+        finetuned("finetuned", pretrained, *TRAINED),
+        finetuned("scratch", f"scratch:vit-{SIZE}", *TRAINED),
         finetuned("scratch_frozen", f"scratch:vit-{SIZE}", "--freeze"),
         Step((*export, "--out", str(classifier)), classifier),
         Step((*classify, "--classifier", str(classifier), *candidates, "--out", str(out)), out),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,7 +31,8 @@ from pretrain.objective import Objective
 
 _HELD_OUT_STEP = 1 << 40  # of the stream: cuboids for monitors, which training never reaches
 _HELD_OUT_CUBOIDS = 256
-_WARM_UP = 0.1
+_WARM_UP = 0.1  # share of the steps
+_CLIP = 3.0  # norm of the gradient
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -99,32 +101,37 @@ class Fit:
         batches = _timed(self.stream.batches(0, config.steps))
         with progress("pretraining", config.steps, unit="steps") as advance:
             for step, (seconds, batch) in enumerate(batches):
+                told = self._step(fabric, model, optimizer, step, batch)
+                self.done = step + 1
                 waited += seconds
-                for group in optimizer.param_groups:
-                    group["lr"] = self._learning_rate(step)
-                share = step / config.steps
-                random = generator(config.seed, step, device=fabric.device)
-                loss, extra = model(batch.cuboids.to(fabric.device), random, share)
-                _check_finite(loss, step, batch, self.stream)
-                optimizer.zero_grad(set_to_none=True)
-                fabric.backward(loss)
-                self.objective.before_update(share)
-                fabric.clip_gradients(model, optimizer, max_norm=3.0, error_if_nonfinite=False)
-                optimizer.step()
-                self.objective.after_update(share)
-                if step % config.log_every == 0 or step + 1 == config.steps:
-                    values = {name: float(value.detach()) for name, value in extra.items()}
+                if step % config.log_every == 0 or self.done == config.steps:
                     elapsed = time.monotonic() - start
                     self.run.log(
                         step=step,
-                        loss=float(loss.detach()),
-                        **values,
+                        **{name: float(value.detach()) for name, value in told.items()},
                         learning_rate=self._learning_rate(step),
-                        cuboids_per_s=(step + 1) * config.batch_size / elapsed,
+                        cuboids_per_s=self.done * config.batch_size / elapsed,
                         wait_share=waited / elapsed,
                     )
-                advance(note=f"loss {float(loss.detach()):.4f}")
-                self.done = step + 1
+                advance(note=f"loss {float(told['loss'].detach()):.4f}")
+
+    def _step(
+        self, fabric: Fabric, model: Any, optimizer: Any, step: int, batch: Batch
+    ) -> dict[str, Tensor]:
+        """Learn from one batch; returns the loss and what else the objective tells."""
+        share = step / self.config.steps
+        for group in optimizer.param_groups:
+            group["lr"] = self._learning_rate(step)
+        random = generator(self.config.seed, step, device=fabric.device)
+        loss, told = model(batch.cuboids.to(fabric.device), random, share)
+        _check_finite(loss, step, batch, self.stream)
+        optimizer.zero_grad(set_to_none=True)
+        fabric.backward(loss)
+        self.objective.before_update(share)
+        fabric.clip_gradients(model, optimizer, max_norm=_CLIP, error_if_nonfinite=False)
+        optimizer.step()
+        self.objective.after_update(share)
+        return {"loss": loss, **told}
 
     def finish(self) -> None:
         """Draw the pictures and say how the result compares with the untrained network."""
@@ -132,17 +139,13 @@ class Fit:
             "progress.png", training_curves(self.run.path / "metrics.jsonl")
         )
         n_batches = -(-_HELD_OUT_CUBOIDS // self.config.batch_size)
-        held_out = torch.cat(
-            [self.stream.batch(_HELD_OUT_STEP + i).cuboids for i in range(n_batches)]
-        )
+        steps = range(_HELD_OUT_STEP, _HELD_OUT_STEP + n_batches)
+        held_out = torch.cat([self.stream.batch(step).cuboids for step in steps])
         ranks = self._ranks(held_out)
         self.run.write_json("metrics.json", ranks)
+        objective = self.objective.cpu().eval()
         with torch.no_grad():
-            picture = (
-                self.objective.cpu()
-                .eval()
-                .picture(held_out, generator(self.config.seed, _HELD_OUT_STEP))
-            )
+            picture = objective.picture(held_out, generator(self.config.seed, _HELD_OUT_STEP))
         if picture:
             mosaic = self.run.save_figure("figures/reconstruction.png", picture)
             self.run.tell(f"picture   {mosaic}")
