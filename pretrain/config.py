@@ -32,7 +32,7 @@ class MaeConfig:
     mask_ratio: float = 0.75
     target: Literal["cuboid", "patch"] = "cuboid"
     decoder_width: int = 96
-    decoder_depth: int = 2
+    decoder_depth: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The same commands on real microscopy, which is not part of the project; skipped where absent.
 
-``pytest tests/integration/test_real_data.py -m slow -s`` prints the figures.
+``pytest tests/integration/test_real_data.py`` prints the figures as it goes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,17 @@ def succeed(command):
 
 
 @pytest.fixture
+def report(capsys):
+    """Print a figure past the capture of pytest."""
+
+    def tell(line: str) -> None:
+        with capsys.disabled():
+            print(f"\n{line}", flush=True)
+
+    return tell
+
+
+@pytest.fixture
 def crop(real_data: Path, tmp_path: Path, succeed) -> Path:
     """The serial two-photon crop, two channels, as a brains file."""
     folder, out = real_data / "serial2p_crop", tmp_path / "crop.ome.zarr"
@@ -51,7 +62,7 @@ def test_masked_autoencoding_learns_on_serial_two_photon(
     succeed("cubeclf-pretrain", crop, "--method", "mae", *small, "--log-every", 1, "--out", run)
     end = log_of(run)[-100:]
     loss, baseline = (np.mean([line[key] for line in end]) for key in ("loss", "neighbour_mean"))
-    print(f"MAE on the crop: loss {loss:.4f}, mean of visible neighbours {baseline:.4f}")
+    report(f"MAE on the crop: loss {loss:.4f}, mean of visible neighbours {baseline:.4f}")
     assert loss < baseline
 
     cubes = real_data / "cubes"
@@ -75,20 +86,20 @@ def test_masked_autoencoding_learns_on_serial_two_photon(
     assert np.isfinite(probability).all()
 
 
-def test_dino_learns_on_serial_two_photon(crop, tmp_path, succeed) -> None:
+def test_dino_learns_on_serial_two_photon(crop, tmp_path, succeed, report) -> None:
     run = tmp_path / "dino"
     small = ("--size", "nano", "--steps", 250, "--batch-size", 16, "--learning-rate", 1e-3)
     head = ("--dino.prototypes", 512, "--dino.local-views", 2)
     succeed("cubeclf-pretrain", crop, "--method", "dino", *small, *head, "--out", run)
     loss = np.mean([line["cross_entropy"] for line in log_of(run)[-3:]])
     ranks = json.loads((run / "metrics.json").read_text())
-    print(f"DINO on the crop: cross-entropy {loss:.4f}, ln K {math.log(512):.4f}, {ranks}")
+    report(f"DINO on the crop: cross-entropy {loss:.4f}, ln K {math.log(512):.4f}, {ranks}")
     assert loss < math.log(512)
     assert ranks["class_token"]["trained"] > ranks["class_token"]["untrained"]
 
 
 def test_a_backbone_of_two_blocks_and_labels_of_one_score_the_other(
-    real_data, tmp_path, succeed
+    real_data, tmp_path, succeed, report
 ) -> None:
     for block in ("695", "753"):
         stack, out = real_data / "cfos" / f"{block}.tif", tmp_path / f"{block}.ome.zarr"
@@ -112,7 +123,7 @@ def test_a_backbone_of_two_blocks_and_labels_of_one_score_the_other(
         "contrast": found["pretrained"]["contrast"],
         "density": found["pretrained"]["density"],
     }.items():
-        print(
+        report(
             f"753 by labels of 695: {name:<18} AUC {scores['auc']:.3f}, average precision "
             f"{scores['average_precision_less_prevalence']:+.3f} over the prevalence"
         )
