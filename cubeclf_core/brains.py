@@ -42,14 +42,14 @@ class Brain:
         Its channels.
     cells
         All inside the volume.
-    cells_path
-        Where they were read.
+    paths
+        Every file and folder that it was read from, the signal's first.
     """
 
     name: str
     volume: Volume
     cells: Cells | None
-    cells_path: Path | None
+    paths: tuple[Path, ...]
 
 
 def load_brains(
@@ -85,7 +85,7 @@ def load_brains(
             brains += _load_file(path, voxel_size_um)
         else:
             volume = open_volume(path, voxel_size_um=voxel_size_um)
-            brains.append(Brain(volume.name, volume, None, None))
+            brains.append(Brain(volume.name, volume, None, (path,)))
     twice = [name for name, n in Counter(brain.name for brain in brains).items() if n > 1]
     if twice:
         raise BrainsFileError(
@@ -168,12 +168,15 @@ def _load_entry(
     )
     assert signal is not None
     name = str(entry["name"])
+    if not set(name).isdisjoint("/\\\0") or name in (".", ".."):  # it names files of the report
+        raise BrainsFileError(f"{who}: a name may not hold a slash or be dots")
     size = voxel_size_um if size is None else size
     volume = open_volume(signal, background=background, voxel_size_um=size, name=name)
     cells = None if cells_path is None else read_cells(cells_path)
     if cells is not None:
         check_inside(cells, volume, cells_path)
-    return Brain(name, volume, cells, cells_path)
+    paths = tuple(path for path in (signal, background, cells_path, file) if path is not None)
+    return Brain(name, volume, cells, paths)
 
 
 def _three_numbers(value: Any) -> bool:

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cubeclf_core.geometry import Shape3, Size3, resample, source_shape, starts_around
+from cubeclf_core.axes import Shape3, Size3
+from cubeclf_core.geometry import resample, source_shape, starts_around
 from cubeclf_core.volumes import Volume
 
 _BLOCK_UM = 640.0  # with the margin of a cuboid, a few times a chunk of usual size
-_BLOCK_BYTES = 1 << 30  # of whole planes, where the volume is a folder of them
+_BLOCK_BYTES = 1 << 30  # of a block with its margin
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def read_candidates(
     """
     extent = source_shape(shape, voxel_size_um, volume)
     starts = starts_around(positions, extent)
-    for group in _blocks(volume, positions):
+    for group in _blocks(volume, positions, extent, n_channels):
         # What is reflected at a border lies within one cuboid's extent of it.
         low = np.minimum(starts[group].min(axis=0), np.array(volume.shape) - extent).clip(0, None)
         high = np.maximum((starts[group] + extent).max(axis=0), extent).clip(None, volume.shape)
@@ -110,17 +111,28 @@ def read_all_candidates(
     return cuboids
 
 
-def _blocks(volume: Volume, positions: npt.NDArray[np.float64]) -> Iterator[npt.NDArray[np.int64]]:
+def _blocks(
+    volume: Volume, positions: npt.NDArray[np.float64], extent: Shape3, n_channels: int
+) -> Iterator[npt.NDArray[np.int64]]:
     """Group positions by block, blocks in z y x order, the file's order within a block."""
-    size = np.maximum(1, np.rint(_BLOCK_UM / np.array(volume.voxel_size_um)))
-    if volume.chunk_shape[0] == 1:  # planes are read whole, so a block spans all of y and x
-        size[1:] = volume.shape[1:]
-        plane_bytes = volume.n_channels * volume.dtype.itemsize * volume.shape[1] * volume.shape[2]
-        size[0] = np.clip(_BLOCK_BYTES // plane_bytes, 1, size[0])
-    block = (positions // size).astype(np.int64)
+    block = (positions // _block_shape(volume, extent, n_channels)).astype(np.int64)
     _, inverse = np.unique(block, axis=0, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
     yield from np.split(order, np.flatnonzero(np.diff(inverse[order])) + 1)
+
+
+def _block_shape(volume: Volume, extent: Shape3, n_channels: int) -> npt.NDArray[np.int64]:
+    """Choose the block, in voxels, such that with its margin it keeps to `_BLOCK_BYTES`."""
+    voxel_bytes = n_channels * volume.dtype.itemsize
+    shape = np.array(volume.shape)
+    size = np.minimum(np.maximum(1, np.rint(_BLOCK_UM / np.array(volume.voxel_size_um))), shape)
+    if volume.chunk_shape[1:] == volume.shape[1:]:  # planes are decoded whole: use all of them
+        size[1:] = shape[1:]
+    while np.prod(np.minimum(size + extent, shape)) * voxel_bytes > _BLOCK_BYTES and size.max() > 1:
+        axis = 0 if size[0] > 1 else int(size.argmax())
+        size[axis] = np.ceil(size[axis] / 2)
+    block: npt.NDArray[np.int64] = size.astype(np.int64)
+    return block
 
 
 def _cut(

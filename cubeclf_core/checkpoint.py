@@ -21,6 +21,7 @@ from cubeclf_core.environment import environment
 from cubeclf_core.errors import CheckpointError
 from cubeclf_core.files import replacing
 from cubeclf_core.normalise import NORMALISATION
+from cubeclf_core.vit import Vit3dConfig
 
 FORMAT_VERSION = 1
 _KEY = "cubeclf"
@@ -90,23 +91,36 @@ def load_checkpoint(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
-            header = _read_header(file, metadata, kind)
+            if _KEY not in metadata:
+                raise CheckpointError(f"{file} was not written by cubeclf: its header says nothing")
+            header = read_header(file, metadata[_KEY], kind)
             return header, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is no safetensors file: {error}") from error
 
 
-def _read_header(file: Path, metadata: dict[str, str], kind: str) -> Header:
-    if _KEY not in metadata:
-        raise CheckpointError(
-            f"{file} was not written by cubeclf: its header has no {_KEY!r} entry"
-        )
-    values = json.loads(metadata[_KEY])
-    if values["format_version"] > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{file} has format version {values['format_version']}, newer than {FORMAT_VERSION}; "
-            "update cubeclf"
-        )
-    if values["kind"] != kind:
-        raise CheckpointError(f"{file} holds a {values['kind']}, expected a {kind}")
-    return Header(**values)
+def read_header(file: Path, text: str, kind: str) -> Header:
+    """Read a header from its JSON and check that it is one of `kind` that this version can use.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not.
+    """
+    try:
+        values = json.loads(text)
+        version = values["format_version"]
+        if version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{file} has format version {version}, newer than {FORMAT_VERSION}; update cubeclf"
+            )
+        header = Header(**values)
+        Vit3dConfig.from_dict(header.backbone)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{file} has a header that cannot be understood ({what})") from error
+    if header.kind != kind:
+        raise CheckpointError(f"{file} holds a {header.kind}, expected a {kind}")
+    return header

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from cubeclf_core.candidates import read_candidates
 from cubeclf_core.cells import Cells
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
-from cubeclf_core.errors import CheckpointError
+from cubeclf_core.errors import CheckpointError, InputError
 from cubeclf_core.exported import is_exported, load_exported
 from cubeclf_core.normalise import match_channels, standardise
 from cubeclf_core.vit import Vit3d, Vit3dConfig
+from cubeclf_core.volumes import Volume
 
 
 class Classifier(nn.Module):
@@ -92,30 +93,48 @@ class LoadedClassifier:
     config: Vit3dConfig
 
     @torch.inference_mode()
-    def predict(self, cuboids: Float[Tensor, "b c z y x"]) -> npt.NDArray[np.float64]:
+    def predict(
+        self, cuboids: Tensor | npt.NDArray[Any], batch_size: int = 64
+    ) -> npt.NDArray[np.float64]:
         """Probability of each class.
 
         Parameters
         ----------
         cuboids
-            Raw counts at the classifier's voxel size; z y x as in its config.
+            Shape (b, c, z, y, x): raw counts at the classifier's voxel size, z y x as in its
+            config; an array or a tensor of any real dtype.
+        batch_size
+            Cuboids that go through the network at a time.
 
         Returns
         -------
         numpy.ndarray
             Shape (b, 2): no cell, cell.
+
+        Raises
+        ------
+        InputError
+            If the cuboids have another shape.
         """
-        logits = self.network(match_channels(cuboids.float(), self.config.channels))
-        probabilities: npt.NDArray[np.float64] = logits.double().softmax(dim=1).numpy()
+        if cuboids.ndim != 5 or tuple(cuboids.shape[2:]) != self.config.cuboid_shape:
+            raise InputError(
+                f"cuboids have the shape {tuple(cuboids.shape)}; expected (b, c, z, y, x) with "
+                f"z y x = {self.config.cuboid_shape}"
+            )
+        logits = [
+            self.network(match_channels(part.float(), self.config.channels))
+            for part in torch.as_tensor(cuboids).split(batch_size)
+        ]
+        probabilities: npt.NDArray[np.float64] = torch.cat(logits).double().softmax(1).numpy()
         return probabilities
 
-    def classify(self, volume: Any, cells: Cells) -> Iterator[Scored]:
+    def classify(self, volume: Volume, cells: Cells) -> Iterator[Scored]:
         """Score candidates of a volume, in the order of reading; together every one once.
 
         Parameters
         ----------
         volume
-            A `cubeclf_core.volumes.Volume`.
+            One or two channels, of any voxel size.
         cells
             Candidates; their types are not looked at.
         """

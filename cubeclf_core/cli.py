@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -44,11 +45,11 @@ def launch(name: str, config_class: type[Any], target: str) -> NoReturn:
         _fail("interrupted", INTERRUPTED)
     except CubeclfError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _fail(str(error), error.exit_code)
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         hint = "run again with --debug for the traceback"
         _fail(f"{type(error).__name__}: {error} ({hint})", 1)
     sys.exit(0)
@@ -60,7 +61,7 @@ def _parse_and_run(name: str, config_class: type[Any], target: str, argv: Sequen
     app = App(
         name=name,
         help=(config_class.__doc__ or "").split("\n\n    Parameters\n")[0],
-        config=cyclopts.config.Dict(settings) if settings else None,
+        config=cyclopts.config.Dict(settings, source=str(file)) if settings else None,
         default_parameter=Parameter(negative_iterable=()),
         error_formatter=lambda error: _one_line(f"error: {error}"),
         error_console=console,
@@ -74,34 +75,33 @@ def _parse_and_run(name: str, config_class: type[Any], target: str, argv: Sequen
 
 def _command(config_class: type[Any], target: str) -> Callable[..., None]:
     def command(
-        config: Any,
+        settings: Any,
         *,
+        config: Path | None = None,
         print_config: bool = False,
         debug: bool = False,
     ) -> None:
         if print_config:
-            print(to_yaml(config), end="")
+            print(to_yaml(settings), end="")
             return
         module, function = target.split(":")
-        getattr(importlib.import_module(module), function)(config)
+        getattr(importlib.import_module(module), function)(settings)
 
     # Set by hand, since the annotations of a closure are strings that cyclopts cannot resolve.
     command.__annotations__ = {
-        "config": Annotated[config_class, Parameter(name="*")],
-        "print_config": Annotated[
-            bool, Parameter(negative="", help="Print the resolved configuration as YAML and stop.")
+        "settings": Annotated[config_class, Parameter(name="*")],
+        "config": Annotated[
+            Path | None, Parameter(help="YAML file with any of these settings; flags win over it.")
         ],
-        "debug": Annotated[
-            bool,
-            Parameter(
-                negative="",
-                help="Show the traceback of an error. `--config FILE.yaml` "
-                "reads any of these settings from a file; flags win over it.",
-            ),
-        ],
+        "print_config": _flag("Print the resolved settings as YAML and stop."),
+        "debug": _flag("Show the traceback of an error."),
         "return": None,
     }
     return command
+
+
+def _flag(text: str) -> object:
+    return Annotated[bool, Parameter(negative="", help=text)]
 
 
 def _take_config_file(argv: Sequence[str]) -> tuple[list[str], str | None]:

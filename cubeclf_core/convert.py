@@ -7,7 +7,7 @@ import dask.array
 from cubeclf_core.config import ConvertConfig
 from cubeclf_core.console import progress, say
 from cubeclf_core.errors import InputError
-from cubeclf_core.files import refuse_existing
+from cubeclf_core.files import check_output
 from cubeclf_core.ome_zarr import count_chunks, pyramid, write_ome_zarr
 from cubeclf_core.volumes import Source, check_match, check_voxel_size, open_volume
 
@@ -27,8 +27,7 @@ def convert(config: ConvertConfig) -> None:
     InputError
         If an input is no volume, or the channels do not agree.
     """
-    refuse_existing(config.out, overwrite=config.overwrite, marker="zarr.json")
-    _protect(config)
+    check_output(config.out, overwrite=config.overwrite, inputs=config.inputs, marker="zarr.json")
     size = check_voxel_size(config.voxel_size_um, "--voxel-size-um")
     opened = [
         (path, source)
@@ -51,16 +50,6 @@ def convert(config: ConvertConfig) -> None:
         f"{sources[0].dtype}, {' × '.join(f'{s:g}' for s in size)} µm, "
         f"{len(pyramid(shape, size))} level(s)"
     )
-
-
-def _protect(config: ConvertConfig) -> None:
-    """Refuse to overwrite what is or holds an input: that would delete raw data."""
-    out = config.out.resolve()
-    for path in config.inputs:
-        if path.exists() and (out == path.resolve() or out in path.resolve().parents):
-            raise InputError(
-                f"--out {config.out} is or holds the input {path}; choose another --out"
-            )
 
 
 def _lazy(source: Source) -> dask.array.Array:

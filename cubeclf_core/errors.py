@@ -66,3 +66,9 @@ class CheckpointError(InputError):
 
 class OutputExists(InputError, FileExistsError):
     """The output path exists already, and nothing is overwritten unasked."""
+
+
+def require(holds: bool, setting: str, found: object, expected: str) -> None:
+    """Raise an `InputError` about a setting unless a condition holds."""
+    if not holds:
+        raise InputError(f"{setting} is {found}, expected {expected}")

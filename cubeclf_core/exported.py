@@ -5,15 +5,14 @@ The file is torch's ``.pt2`` archive; the header of the checkpoint goes along as
 
 from __future__ import annotations
 
-import json
-import warnings
+import logging
 import zipfile
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from cubeclf_core.checkpoint import Header
+from cubeclf_core.checkpoint import Header, read_header
 from cubeclf_core.errors import CheckpointError
 from cubeclf_core.files import replacing
 
@@ -54,12 +53,15 @@ def load_exported(path: Path) -> tuple[nn.Module, Header]:
         If the archive is not one of ours.
     """
     extra = {_HEADER: ""}
+    chatter = logging.getLogger("torch.export")
+    level = chatter.level
+    chatter.setLevel(logging.CRITICAL)  # it logs tracebacks of what is raised anyway
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch speaks of its own internals here
-            program = torch.export.load(path, extra_files=extra)
+        program = torch.export.load(path, extra_files=extra)
     except Exception as error:  # torch raises many kinds for a foreign archive
         raise CheckpointError(f"{path} is no exported classifier: {error}") from error
+    finally:
+        chatter.setLevel(level)
     if not extra[_HEADER]:
         raise CheckpointError(f"{path} was not exported by cubeclf: it has no {_HEADER}")
-    return program.module(), Header(**json.loads(extra[_HEADER]))
+    return program.module(), read_header(path, extra[_HEADER], "classifier")

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from cubeclf_core.errors import VolumeTooSmall
+from cubeclf_core.axes import Shape3, Size3
+from cubeclf_core.errors import VolumeError, VolumeTooSmall
 from cubeclf_core.volumes import Volume
 
-Shape3 = tuple[int, int, int]
-Size3 = tuple[float, float, float]
+_COARSEST = 10  # times the network's voxel, along any axis
 
 
 def source_shape(shape: Shape3, voxel_size_um: Size3, volume: Volume) -> Shape3:
@@ -36,11 +36,19 @@ def source_shape(shape: Shape3, voxel_size_um: Size3, volume: Volume) -> Shape3:
     ------
     VolumeTooSmall
         If the volume is smaller than the cuboid along an axis.
+    VolumeError
+        If its voxels are over ten times as coarse as the network's.
     """
     z, y, x = (
         max(1, round(n * network / own))
         for n, network, own in zip(shape, voxel_size_um, volume.voxel_size_um, strict=True)
     )
+    coarser = [own / net for own, net in zip(volume.voxel_size_um, voxel_size_um, strict=True)]
+    if max(coarser) > _COARSEST:
+        raise VolumeError(
+            f"{volume.name} has voxels of {volume.voxel_size_um} µm (z, y, x), over {_COARSEST} "
+            f"times as coarse as the network's {voxel_size_um}; is the voxel size right?"
+        )
     if any(have < need for have, need in zip(volume.shape, (z, y, x), strict=True)):
         raise VolumeTooSmall(
             f"{volume.name} has {volume.shape} voxels of {volume.voxel_size_um} µm (z, y, x); "

@@ -20,16 +20,15 @@ import zarr
 from jaxtyping import Shaped
 from zarr.codecs import BloscCodec
 
+from cubeclf_core.axes import Shape3, Size3
 from cubeclf_core.errors import VolumeError
 from cubeclf_core.files import replacing
 
 if TYPE_CHECKING:
     from dask.array import Array as DaskArray
 
-Triple = tuple[int, int, int]
-VoxelSize = tuple[float, float, float]
 
-CHUNKS: Triple = (64, 128, 128)
+CHUNKS: Shape3 = (64, 128, 128)
 SMALLEST_LEVEL = 128  # voxels along the longest axis, at or below which the pyramid ends
 
 _METRE_UM = {"": 6, "kilo": 9, "hecto": 8, "deca": 7, "deci": 5, "centi": 4, "milli": 3}
@@ -59,7 +58,7 @@ class Multiscale:
 
     path: str
     axes: str
-    voxel_size_um: VoxelSize | None
+    voxel_size_um: Size3 | None
 
 
 def unit_in_um(unit: str) -> float | None:
@@ -136,11 +135,11 @@ def _scale(owner: Mapping[str, Any], n_axes: int) -> np.ndarray:
 class Level:
     """One level of a pyramid: its shape and, per axis, the voxels of level 0 in one of its own."""
 
-    shape: Triple
-    factor: Triple
+    shape: Shape3
+    factor: Shape3
 
 
-def pyramid(shape: Triple, voxel_size_um: VoxelSize) -> list[Level]:
+def pyramid(shape: Shape3, voxel_size_um: Size3) -> list[Level]:
     """Lay out the levels of a pyramid.
 
     An axis is halved (rounding up) where its voxels are less than twice as long as the shortest,
@@ -179,7 +178,7 @@ def pyramid(shape: Triple, voxel_size_um: VoxelSize) -> list[Level]:
 
 
 def count_chunks(
-    shape: Triple, n_channels: int, voxel_size_um: VoxelSize, chunks: Triple = CHUNKS
+    shape: Shape3, n_channels: int, voxel_size_um: Size3, chunks: Shape3 = CHUNKS
 ) -> int:
     """Count the chunks of all levels and channels that `write_ome_zarr` will write."""
     return n_channels * sum(
@@ -191,10 +190,10 @@ def count_chunks(
 def write_ome_zarr(
     path: Path,
     channels: Sequence[DaskArray | Shaped[np.ndarray, "z y x"]],
-    voxel_size_um: VoxelSize,
+    voxel_size_um: Size3,
     *,
     channel_names: Sequence[str] = ("signal", "background"),
-    chunks: Triple = CHUNKS,
+    chunks: Shape3 = CHUNKS,
     on_chunk: Callable[[int], None] | None = None,
 ) -> None:
     """Write an OME-Zarr 0.5 with a pyramid; level 0 is bit-exact.
@@ -216,7 +215,7 @@ def write_ome_zarr(
     on_chunk
         Called with the number of chunks just written; `count_chunks` gives the total.
     """
-    shape: Triple = channels[0].shape
+    shape: Shape3 = channels[0].shape
     assert all(channel.shape == shape and channel.ndim == 3 for channel in channels)
     assert all(channel.dtype == channels[0].dtype for channel in channels)
     assert len(channels) <= len(channel_names)
@@ -309,7 +308,7 @@ def block_means(
 def _metadata(
     name: str,
     levels: Sequence[Level],
-    voxel_size_um: VoxelSize,
+    voxel_size_um: Size3,
     channel_names: Sequence[str],
     coarsest: zarr.Array[Any],
 ) -> dict[str, Any]:

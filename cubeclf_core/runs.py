@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,7 @@ from matplotlib.figure import Figure
 from cubeclf_core.cli import to_yaml
 from cubeclf_core.console import say
 from cubeclf_core.environment import environment
-from cubeclf_core.files import refuse_existing, remove, replacing
-
-_CONFIG = "config.yaml"
-
-
-def refuse_new_run(path: Path, *, overwrite: bool) -> None:
-    """Raise if no run can be written to a folder, before any work is done.
-
-    Raises
-    ------
-    OutputExists
-        If it exists and may not be overwritten, or is not a run's.
-    """
-    refuse_existing(path, overwrite=overwrite, marker=_CONFIG)
+from cubeclf_core.files import mark, remove, replacing
 
 
 class RunFolder:
@@ -36,23 +24,18 @@ class RunFolder:
         Where; its parents are made.
     config
         The resolved config dataclass, written as ``config.yaml`` that ``--config`` reads back.
-    overwrite
-        Whether an existing folder may be replaced.
-
-    Raises
-    ------
-    OutputExists
-        If it exists and may not be overwritten.
+        A folder that stood there is removed; `check_output` has been asked before.
     """
 
-    def __init__(self, path: Path, config: Any, *, overwrite: bool) -> None:
-        refuse_new_run(path, overwrite=overwrite)
+    def __init__(self, path: Path, config: Any) -> None:
         remove(path)
         path.mkdir(parents=True)
+        mark(path)
         self.path = path
         self.figures = path / "figures"
         self.exported = path / "exported"
-        (path / _CONFIG).write_text(to_yaml(config), encoding="utf-8")
+        rerun = dataclasses.replace(config, overwrite=False)  # a rerun asks again
+        (path / "config.yaml").write_text(to_yaml(rerun), encoding="utf-8")
         self.write_json("environment.json", environment())
 
     def log(self, **values: float | int | str) -> None:

@@ -18,7 +18,7 @@ from cubeclf_core.cells import CELL, NO_CELL, Cells, write_cells
 from cubeclf_core.config import SimulateConfig
 from cubeclf_core.console import progress, say
 from cubeclf_core.errors import InputError
-from cubeclf_core.files import refuse_existing, replacing
+from cubeclf_core.files import check_output, mark, replacing
 from cubeclf_core.ome_zarr import write_ome_zarr
 from cubeclf_core.simulate_objects import (
     ARTEFACTS,
@@ -62,10 +62,11 @@ def simulate(config: SimulateConfig) -> None:
     OutputExists
         If the folder exists and may not be overwritten.
     """
-    refuse_existing(config.out, overwrite=config.overwrite, marker="cells.xml")
+    check_output(config.out, overwrite=config.overwrite)
     brain, cells = simulate_brain(config.shape, config.cells, config.seed)
     with replacing(config.out) as folder:
         folder.mkdir()
+        mark(folder)
         write_ome_zarr(folder / "brain.ome.zarr", list(brain), VOXEL_SIZE_UM)
         write_cells(folder / "cells.xml", cells)
         draw_preview(brain, cells).savefig(folder / "preview.png", dpi=120)

@@ -14,8 +14,9 @@ import numpy as np
 import zarr
 from jaxtyping import Shaped
 
+from cubeclf_core.axes import Shape3
 from cubeclf_core.errors import VolumeError
-from cubeclf_core.ome_zarr import CHUNKS, Triple
+from cubeclf_core.ome_zarr import CHUNKS
 
 PLANE_CACHE_BYTES = 256 << 20  # decoded TIFF planes kept, per channel
 
@@ -30,7 +31,7 @@ class Source(Protocol):
     """One channel: something with a shape z y x that gives an array for three slices."""
 
     @property
-    def shape(self) -> Triple:
+    def shape(self) -> Shape3:
         """Voxels, z y x."""
 
     @property
@@ -38,7 +39,7 @@ class Source(Protocol):
         """One of uint8, uint16 and float32, in the machine's byte order."""
 
     @property
-    def chunks(self) -> Triple:
+    def chunks(self) -> Shape3:
         """Voxels that are decoded together, z y x."""
 
     def __getitem__(self, key: Slices) -> Shaped[np.ndarray, "z y x"]:
@@ -50,11 +51,11 @@ class ArraySource:
     """A channel in memory, or in a memory-mapped file."""
 
     array: Shaped[np.ndarray, "z y x"]
-    chunks: Triple = CHUNKS
+    chunks: Shape3 = CHUNKS
     ndim: ClassVar[int] = 3  # dask asks for it
 
     @property
-    def shape(self) -> Triple:
+    def shape(self) -> Shape3:
         """Voxels, z y x."""
         z, y, x = self.array.shape
         return z, y, x
@@ -93,7 +94,7 @@ class ZarrSource:
         box = box.transpose([kept.index(axis) for axis in "zyx" if axis in kept])
         return box if "z" in kept else box[None][key[0]]
 
-    def _in_zyx(self, sizes: Sequence[int]) -> Triple:
+    def _in_zyx(self, sizes: Sequence[int]) -> Shape3:
         by_axis = dict(zip(self._axes, sizes, strict=True))
         return by_axis.get("z", 1), by_axis["y"], by_axis["x"]
 
@@ -104,11 +105,11 @@ class PlanesSource:
     ndim = 3
 
     def __init__(
-        self, shape: Triple, dtype: np.dtype[Any], decode: Callable[[int], np.ndarray]
+        self, shape: Shape3, dtype: np.dtype[Any], decode: Callable[[int], np.ndarray]
     ) -> None:
         self.shape = shape
         self.dtype = dtype.newbyteorder("=")
-        self.chunks: Triple = (1, shape[1], shape[2])
+        self.chunks: Shape3 = (1, shape[1], shape[2])
         self._decode = decode
         plane_bytes = shape[1] * shape[2] * dtype.itemsize
         self._capacity = max(1, PLANE_CACHE_BYTES // plane_bytes)

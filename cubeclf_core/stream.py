@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cubeclf_core.axes import Shape3, Size3
 from cubeclf_core.brains import Brain
 from cubeclf_core.chunk_cache import ChunkCache
-from cubeclf_core.geometry import Shape3, Size3, resample, source_shape, starts_around
+from cubeclf_core.geometry import resample, source_shape, starts_around
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import tifffile
 
+from cubeclf_core.axes import Size3
 from cubeclf_core.errors import VolumeError
-from cubeclf_core.ome_zarr import VoxelSize, unit_in_um
+from cubeclf_core.ome_zarr import unit_in_um
 from cubeclf_core.sources import BROKEN, ArraySource, PlanesSource, Source, by
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # our errors say it, in one line
@@ -82,7 +83,7 @@ def _plane_format(file: Path) -> tuple[tuple[int, int], np.dtype[Any]]:
     return (shape[0], shape[1]), dtype.newbyteorder("=")
 
 
-def open_stack(path: Path) -> tuple[Source, VoxelSize | None]:
+def open_stack(path: Path) -> tuple[Source, Size3 | None]:
     """Open a TIFF stack: memory-mapped where it is uncompressed, else page by page.
 
     Returns
@@ -149,7 +150,7 @@ def _paged(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries)
     return source
 
 
-def _stack_voxel_size(tiff: tifffile.TiffFile) -> VoxelSize | None:
+def _stack_voxel_size(tiff: tifffile.TiffFile) -> Size3 | None:
     """Voxel size z y x from OME or ImageJ metadata, in µm; None where it is not all there."""
     if tiff.is_ome and tiff.ome_metadata:
         pixels = ET.fromstring(tiff.ome_metadata).find(".//{*}Pixels")

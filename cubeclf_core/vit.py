@@ -16,10 +16,8 @@ from jaxtyping import Float, Int
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from cubeclf_core.axes import Shape3, Size3
 from cubeclf_core.errors import InputError
-
-Shape3 = tuple[int, int, int]
-Size3 = tuple[float, float, float]
 
 SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads
     "nano": (96, 4, 3),

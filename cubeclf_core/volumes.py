@@ -17,8 +17,9 @@ import numpy.typing as npt
 import zarr
 from jaxtyping import Shaped
 
+from cubeclf_core.axes import Shape3, Size3
 from cubeclf_core.errors import VolumeError, VoxelSizeMissing
-from cubeclf_core.ome_zarr import Multiscale, Triple, VoxelSize, parse_multiscale
+from cubeclf_core.ome_zarr import Multiscale, parse_multiscale
 from cubeclf_core.sources import BROKEN, ArraySource, Source, ZarrSource, by
 from cubeclf_core.tiff import open_planes, open_stack
 
@@ -57,14 +58,14 @@ class Volume:
 
     name: str
     channels: tuple[Source, ...]
-    voxel_size_um: VoxelSize
+    voxel_size_um: Size3
 
     def __post_init__(self) -> None:
         assert self.channels
         assert all(c.shape == self.shape and c.dtype == self.dtype for c in self.channels)
 
     @property
-    def shape(self) -> Triple:
+    def shape(self) -> Shape3:
         """Voxels, z y x."""
         return self.channels[0].shape
 
@@ -74,7 +75,7 @@ class Volume:
         return self.channels[0].dtype
 
     @property
-    def chunk_shape(self) -> Triple:
+    def chunk_shape(self) -> Shape3:
         """Voxels of the signal that are decoded together, z y x; never more than the shape."""
         z, y, x = (min(c, n) for c, n in zip(self.channels[0].chunks, self.shape, strict=True))
         return z, y, x
@@ -104,7 +105,7 @@ class Volume:
         Raises
         ------
         VolumeError
-            If the data there is corrupt.
+            If the data there is corrupt or not finite.
         """
         assert len(start) == len(stop) == 3
         assert all(0 <= a < b <= n for a, b, n in zip(start, stop, self.shape, strict=True))
@@ -114,6 +115,13 @@ class Volume:
         box = np.empty((count, *(s.stop - s.start for s in (z, y, x))), self.dtype)
         for out, channel in zip(box, self.channels, strict=False):
             out[...] = channel[z, y, x]
+        if box.dtype.kind == "f" and not np.isfinite(box).all():
+            c, *where = np.argwhere(~np.isfinite(box))[0]
+            at = ", ".join(str(a + b.start) for a, b in zip(where, (z, y, x), strict=True))
+            raise VolumeError(
+                f"{self.name} holds a value that is not finite in channel {c} at z, y, x = {at}; "
+                "replace such values before use"
+            )
         return box
 
 
@@ -186,7 +194,7 @@ def stem(path: Path) -> str:
     return name
 
 
-def check_voxel_size(size_um: Sequence[float], source: object) -> VoxelSize:
+def check_voxel_size(size_um: Sequence[float], source: object) -> Size3:
     """Check that a voxel size is three finite numbers above 0.
 
     Raises
@@ -218,7 +226,7 @@ def check_match(first: Source, second: Source, first_path: Path, second_path: Pa
         )
 
 
-def _open_channels(path: Path) -> tuple[list[Source], VoxelSize | None]:
+def _open_channels(path: Path) -> tuple[list[Source], Size3 | None]:
     if not path.exists():
         raise VolumeError(f"{path} does not exist; {_EXPECTED}")
     if path.is_file():
@@ -238,7 +246,7 @@ def _check_channel(channel: Source, path: Path) -> None:
         raise VolumeError(f"{path} holds no voxels: its shape is {by(channel.shape)}")
 
 
-def _open_zarr(path: Path) -> tuple[list[Source], VoxelSize | None]:
+def _open_zarr(path: Path) -> tuple[list[Source], Size3 | None]:
     try:
         node = zarr.open(path, mode="r")
         scale = _plain(node) if isinstance(node, zarr.Array) else None

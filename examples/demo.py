@@ -69,11 +69,8 @@ class Step:
         self.stamp.write_text(self.command)
 
 
-def run(steps: Sequence[Step]) -> None:
+def run(missing: Sequence[Step]) -> None:
     """Run steps side by side, each on its share of the cores; one alone shows its progress."""
-    missing = [step for step in steps if not step.is_done()]
-    if not missing:
-        return
     start = time.monotonic()
     threads = max(1, (os.cpu_count() or 1) // len(missing))
     options = {"stderr": subprocess.PIPE} if len(missing) > 1 else {}
@@ -150,8 +147,12 @@ def main() -> None:
     """Run what is missing, then say what came of it."""
     HERE.mkdir(exist_ok=True)
     start = time.monotonic()
+    changed = False  # what follows a step that was run is run again
     for group in steps():
-        run(group)
+        missing = group if changed else [step for step in group if not step.is_done()]
+        if missing:
+            changed = True
+            run(missing)
     console.print(results())
     with (HERE / "classified" / "candidates.csv").open(encoding="utf-8") as file:
         cells = sum(row["type"] == "2" for row in csv.DictReader(file))

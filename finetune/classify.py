@@ -13,13 +13,12 @@ from cubeclf_core.cells import CELL, NO_CELL, Cells, read_cells, write_cells
 from cubeclf_core.classifier import load_classifier
 from cubeclf_core.console import progress, say
 from cubeclf_core.errors import InputError
-from cubeclf_core.files import refuse_existing, replacing
+from cubeclf_core.files import check_output, mark, replacing
 from cubeclf_core.geometry import source_shape
 from cubeclf_core.plots import classified_candidates
 from cubeclf_core.volumes import Volume, open_volume
 from finetune.config import ClassifyConfig
 
-_TABLE = "candidates.csv"
 _PROJECTED_PLANES = 64  # read for the picture at most, evenly spaced
 
 
@@ -31,11 +30,11 @@ def classify(config: ClassifyConfig) -> None:
     InputError
         If the brain, the classifier or the candidates cannot be used.
     """
-    if not 0 <= config.threshold <= 1:
-        raise InputError(f"--threshold is {config.threshold}, expected a probability")
-    refuse_existing(config.out, overwrite=config.overwrite, marker=_TABLE)
     cells = read_cells(config.cells)
-    volume = _open_brain(config).volume
+    brain = _open_brain(config)
+    inputs = [*brain.paths, config.cells, config.classifier]
+    check_output(config.out, overwrite=config.overwrite, inputs=inputs)
+    volume = brain.volume
     check_inside(cells, volume, config.cells)
     classifier = load_classifier(config.classifier)
     source_shape(classifier.config.cuboid_shape, classifier.config.voxel_size_um, volume)
@@ -53,9 +52,10 @@ def classify(config: ClassifyConfig) -> None:
     types = np.where(accepted, CELL, NO_CELL)
     with replacing(config.out) as out:
         (out / "figures").mkdir(parents=True)
+        mark(out)
         write_cells(out / "points" / "cells.xml", cells)
         write_cells(out / "points" / "cell_classification.xml", Cells(cells.positions, types))
-        _write_table(out / _TABLE, cells, probability, types, padded)
+        _write_table(out / "candidates.csv", cells, probability, types, padded)
         figure = classified_candidates(
             _projection(volume),
             (cells.positions + 0.5) / np.array(volume.shape),
@@ -76,7 +76,7 @@ def _open_brain(config: ClassifyConfig) -> Brain:
         volume = open_volume(
             config.brain, background=config.background, voxel_size_um=config.voxel_size_um
         )
-        return Brain(volume.name, volume, None, None)
+        return Brain(volume.name, volume, None, (config.brain, config.background))
     brains = load_brains([config.brain], voxel_size_um=config.voxel_size_um)
     if len(brains) > 1:
         raise InputError(f"{config.brain} lists {len(brains)} brains; expected one")

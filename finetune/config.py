@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
+
+from cubeclf_core.errors import InputError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class FinetuneConfig:
         Folder of a pretraining run, a .safetensors file, or scratch:vit-SIZE (nano, micro, tiny,
         small, base) for random weights.
     out
-        Folder of the run; must not exist.
+        Folder of the run.
     brains
         YAML brains file; its brains need cells, type 2 cell and anything else no cell.
     cubes
@@ -61,6 +64,17 @@ class FinetuneConfig:
     voxel_size_um: tuple[float, float, float] | None = None
     seed: int = 0
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.brains and not self.cubes:
+            raise InputError("no labels: give --brains FILE, --cubes FILE, or both")
+        enough = self.labels is None or self.labels >= 2
+        require(enough, "--labels", self.labels, "at least 2, one of each class")
+        require(self.steps >= 1, "--steps", self.steps, "at least 1")
+        require(self.batch_size >= 2, "--batch-size", self.batch_size, "at least 2")
+        rate = self.learning_rate
+        require(math.isfinite(rate) and rate > 0, "--learning-rate", rate, "a number above 0")
+        require(self.seed >= 0, "--seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,7 @@ class ClassifyConfig:
     cells
         Candidates, a cells XML in voxels of the brain.
     out
-        Folder to write; must not exist.
+        Folder to write.
     background
         Volume of the second channel, where BRAIN has one only.
     voxel_size_um
@@ -126,3 +140,6 @@ class ClassifyConfig:
     voxel_size_um: tuple[float, float, float] | None = None
     threshold: float = 0.5
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        require(0 <= self.threshold <= 1, "--threshold", self.threshold, "a probability")

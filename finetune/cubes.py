@@ -58,23 +58,34 @@ def read_cubes(file: Path, network: Vit3dConfig) -> Labelled:
 def _entries(file: Path) -> list[dict[str, Any]]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        entries = content["data"]
-        assert isinstance(entries, list)
-        assert entries
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file} cannot be read as YAML: {error}") from error
-    except (TypeError, KeyError, AssertionError) as error:
-        raise InputError(
-            f"{file} is no training YAML: expected a list under the key 'data'"
-        ) from error
+    entries = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{file} is no training YAML: expected a list under the key 'data'")
+    kinds: dict[Path, str] = {}
     for entry in entries:
-        if (
-            not isinstance(entry, dict)
-            or "cube_dir" not in entry
-            or entry.get("type") not in _KINDS
-        ):
-            raise InputError(f"{file}: each entry needs a cube_dir and a type, cell or no_cell")
+        _check_entry(entry, file)
+        folder = _resolve(entry["cube_dir"], file).resolve()
+        if kinds.setdefault(folder, entry["type"]) != entry["type"]:
+            raise InputError(f"{file} names the folder {folder} both as cell and as no_cell")
     return entries
+
+
+def _check_entry(entry: Any, file: Path) -> None:
+    if not isinstance(entry, dict) or not isinstance(entry.get("cube_dir"), str):
+        raise InputError(f"{file}: each entry needs a cube_dir, a folder")
+    if entry.get("type") not in list(_KINDS):
+        raise InputError(f"{file}: type is {entry.get('type')!r}, expected cell or no_cell")
+    for key, lowest in (("signal_channel", 0), ("bg_channel", -(2**31))):
+        value = entry.get(key, 0)
+        if not isinstance(value, int) or value < lowest:
+            raise InputError(f"{file}: {key} is {value!r}, expected the number of a channel")
+    if entry.get("cell_def"):
+        raise InputError(
+            f"{file}: cell_def is {entry['cell_def']!r}; choosing cubes by a list of cells is not "
+            "supported yet, so leave it empty and keep each class in a folder of its own"
+        )
 
 
 def _read_folder(

@@ -8,7 +8,7 @@ from cubeclf_core.classifier import load_classifier, load_trained
 from cubeclf_core.console import say
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.exported import save_exported
-from cubeclf_core.files import refuse_existing, replacing
+from cubeclf_core.files import check_output, replacing
 from finetune.config import ExportConfig
 
 TOLERANCE = 1e-4
@@ -24,7 +24,7 @@ def export(config: ExportConfig) -> None:
     RunFailed
         If a probability of the file differs from the trained network's by more than 1e-4.
     """
-    refuse_existing(config.out, overwrite=config.overwrite)
+    check_output(config.out, overwrite=config.overwrite, inputs=[config.run], marker=None)
     if config.out.suffix != ".pt2":
         raise InputError(f"--out is {config.out}; a torch.export program needs the suffix .pt2")
     network, header = load_trained(config.run)

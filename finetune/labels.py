@@ -45,8 +45,19 @@ class Labelled:
         return Labelled(self.cuboids[torch.from_numpy(index)], self.labels[index], sources)
 
 
-def read_labelled(brain: Brain, network: Vit3dConfig) -> Labelled:
-    """Read the cuboids around a brain's cells.
+def read_labelled(
+    brain: Brain, network: Vit3dConfig, index: npt.NDArray[np.int64] | None = None
+) -> Labelled:
+    """Read the cuboids around a brain's cells, or around some of them.
+
+    Parameters
+    ----------
+    brain
+        Its cells are the labels.
+    network
+        What the cuboids are for.
+    index
+        Which of the cells; all if not given.
 
     Raises
     ------
@@ -57,15 +68,16 @@ def read_labelled(brain: Brain, network: Vit3dConfig) -> Labelled:
     """
     if brain.cells is None:
         raise CellsError(f"brain {brain.name} has no cells; add a `cells` entry to its brains file")
+    cells = brain.cells if index is None else brain.cells[index]
     cuboids = read_all_candidates(
         brain.volume,
-        brain.cells.positions,
+        cells.positions,
         shape=network.cuboid_shape,
         voxel_size_um=network.voxel_size_um,
         n_channels=min(network.channels, brain.volume.n_channels),
     )
     cuboids = match_channels(cuboids, network.channels)
-    return Labelled(cuboids, brain.cells.labels, [brain.name] * len(brain.cells))
+    return Labelled(cuboids, cells.labels, [brain.name] * len(cells))
 
 
 def join(parts: Sequence[Labelled]) -> Labelled:

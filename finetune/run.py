@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cubeclf_core.backbones import load_backbone
 from cubeclf_core.brains import Brain, load_brains
 from cubeclf_core.classifier import Classifier, save_classifier
 from cubeclf_core.errors import CellsError, InputError
-from cubeclf_core.geometry import source_shape
+from cubeclf_core.files import check_output
 from cubeclf_core.metrics import classification_metrics
 from cubeclf_core.plots import precision_recall
 from cubeclf_core.rules import contrast, density
-from cubeclf_core.runs import RunFolder, refuse_new_run
+from cubeclf_core.runs import RunFolder
 from cubeclf_core.vit import Vit3dConfig
 from finetune.config import FinetuneConfig
 from finetune.cubes import read_cubes
@@ -32,14 +33,16 @@ def finetune(config: FinetuneConfig) -> None:
     InputError
         If the settings, the backbone or the labels cannot be used; nothing has been written then.
     """
-    _check(config)
-    refuse_new_run(config.out, overwrite=config.overwrite)
-    backbone, origin = load_backbone(config.backbone, channels=config.channels, seed=config.seed)
+    brains = _labelled_brains(config.brains, config) if config.brains else []
     test_brains = _labelled_brains(config.test, config) if config.test else []
-    for brain in test_brains:  # found out now, not after training
-        source_shape(backbone.config.cuboid_shape, backbone.config.voxel_size_um, brain.volume)
-    data = _training_data(config, backbone.config)
-    run = RunFolder(config.out, config, overwrite=config.overwrite)
+    _check_apart(brains, test_brains)
+    inputs = [path for brain in (*brains, *test_brains) for path in brain.paths]
+    inputs += [path for path in (Path(config.backbone), config.cubes) if path]
+    check_output(config.out, overwrite=config.overwrite, inputs=inputs)
+    backbone, origin = load_backbone(config.backbone, channels=config.channels, seed=config.seed)
+    data = _training_data(config, brains, backbone.config)
+    test_data = [read_labelled(brain, backbone.config) for brain in test_brains]
+    run = RunFolder(config.out, config)
     cells = int(data.labels.sum())
     run.tell(f"{len(data)} labels: {cells} cells, {len(data) - cells} others")
 
@@ -56,14 +59,16 @@ def finetune(config: FinetuneConfig) -> None:
         "seed": config.seed,
     }
     save_classifier(run.exported / "classifier.safetensors", classifier, training)
-    tested = {brain.name: _test(classifier, brain, run) for brain in test_brains}
+    tested = {
+        brain.name: _test(classifier, brain, labelled, run)
+        for brain, labelled in zip(test_brains, test_data, strict=True)
+    }
     run.write_json("metrics.json", {"labels": training["labels"], "test": tested})
     run.tell(f"classifier  {run.exported / 'classifier.safetensors'}")
 
 
-def _test(classifier: Classifier, brain: Brain, run: RunFolder) -> dict[str, Any]:
+def _test(classifier: Classifier, brain: Brain, data: Labelled, run: RunFolder) -> dict[str, Any]:
     """Score a brain that training has not seen, beside the simple rules."""
-    data = read_labelled(brain, classifier.backbone.config)
     assert brain.cells is not None
     voxel_size_um = classifier.backbone.config.voxel_size_um
     rule, contrast_score = contrast(data.cuboids[:, 0].numpy(), data.labels, voxel_size_um)
@@ -86,20 +91,40 @@ def _test(classifier: Classifier, brain: Brain, run: RunFolder) -> dict[str, Any
     return {**results, "contrast_rule": rule}
 
 
-def _training_data(config: FinetuneConfig, network: Vit3dConfig) -> Labelled:
-    parts: list[Labelled] = []
-    if config.brains:
-        brains = _labelled_brains(config.brains, config)
-        parts += [read_labelled(brain, network) for brain in brains]
-    if config.cubes:
-        parts.append(read_cubes(config.cubes, network))
-    data = join(parts)
-    check_both_classes(data.labels, str(config.brains or config.cubes))
-    return (
-        data
-        if config.labels is None
-        else data.subset(draw(data.labels, config.labels, config.seed))
-    )
+def _training_data(
+    config: FinetuneConfig, brains: Sequence[Brain], network: Vit3dConfig
+) -> Labelled:
+    """Read the labels of brains and cubes, or as many of all of them as are wanted."""
+    cubes = [read_cubes(config.cubes, network)] if config.cubes else []
+    by_brain = [brain.cells.labels for brain in brains if brain.cells]
+    labels = np.concatenate([*by_brain, *(part.labels for part in cubes)])
+    check_both_classes(labels, str(config.brains or config.cubes))
+    wanted = draw(labels, len(labels) if config.labels is None else config.labels, config.seed)
+    ends = np.cumsum([*map(len, by_brain), *map(len, cubes)])
+    own = [part - first for part, first in zip(_split(wanted, ends), [0, *ends], strict=False)]
+    parts = [
+        read_labelled(brain, network, index) for brain, index in zip(brains, own, strict=False)
+    ]
+    parts += [part.subset(index) for part, index in zip(cubes, own[len(brains) :], strict=True)]
+    return join(parts)
+
+
+def _split(
+    index: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+) -> list[npt.NDArray[np.int64]]:
+    """Split sorted indices at the ends of the parts that they count through."""
+    return np.split(index, np.searchsorted(index, ends[:-1]))
+
+
+def _check_apart(brains: Sequence[Brain], test_brains: Sequence[Brain]) -> None:
+    """Refuse a test brain that is trained on."""
+    seen = {brain.paths[0].resolve() for brain in brains}
+    for brain in test_brains:
+        if brain.paths[0].resolve() in seen:
+            raise InputError(
+                f"--test names {brain.paths[0]}, which --brains names too; a test needs a brain "
+                "that training has not seen"
+            )
 
 
 def _labelled_brains(file: Path, config: FinetuneConfig) -> Sequence[Brain]:
@@ -108,15 +133,6 @@ def _labelled_brains(file: Path, config: FinetuneConfig) -> Sequence[Brain]:
     for brain in brains:
         if brain.cells is None:
             raise CellsError(f"{file}: brain {brain.name} has no cells; add a `cells` entry")
-    labels = np.concatenate([brain.cells.labels for brain in brains if brain.cells])
-    check_both_classes(labels, str(file))
+        if file == config.test:
+            check_both_classes(brain.cells.labels, f"{file}, brain {brain.name}")
     return brains
-
-
-def _check(config: FinetuneConfig) -> None:
-    if not config.brains and not config.cubes:
-        raise InputError("no labels: give --brains FILE, --cubes FILE, or both")
-    if config.labels is not None and config.labels < 2:
-        raise InputError(f"--labels is {config.labels}, expected at least 2, one of each class")
-    if config.steps < 1 or config.batch_size < 2:
-        raise InputError("expected --steps of at least 1 and a --batch-size of at least 2")

@@ -35,8 +35,10 @@ def fit_head(classifier: Classifier, data: Labelled, seed: int) -> None:
     training labels' share of cells.
     """
     random = generator(seed, 1)
-    copies = [data.cuboids, *(flip_and_rotate(data.cuboids, random) for _ in range(_COPIES - 1))]
-    features = torch.cat([embed(classifier, copy) for copy in copies])
+    copies = [embed(classifier, data.cuboids)]
+    while len(copies) < _COPIES:
+        copies.append(embed(classifier, flip_and_rotate(data.cuboids, random)))
+    features = torch.cat(copies)
     labels = np.tile(data.labels, _COPIES)
     classifier.feature_mean.copy_(features.mean(0))
     classifier.feature_std.copy_(features.std(0).clamp_min(1e-6))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+
+from cubeclf_core.errors import require
 
 Size = Literal["nano", "micro", "tiny", "small", "base"]
 
@@ -33,6 +36,12 @@ class MaeConfig:
     target: Literal["cuboid", "patch"] = "cuboid"
     decoder_width: int = 96
     decoder_depth: int = 1
+
+    def __post_init__(self) -> None:
+        require(0.05 <= self.mask_ratio <= 0.95, "mae.mask_ratio", self.mask_ratio, "0.05 to 0.95")
+        width = self.decoder_width
+        require(width > 0 and width % 6 == 0, "mae.decoder_width", width, "a multiple of 6")
+        require(self.decoder_depth >= 1, "mae.decoder_depth", self.decoder_depth, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +77,19 @@ class DinoConfig:
     koleo_weight: float = 0.1
     freeze_last_layer: float = 0.05
 
+    def __post_init__(self) -> None:
+        require(self.prototypes >= 2, "dino.prototypes", self.prototypes, "at least 2")
+        require(self.local_views >= 0, "dino.local_views", self.local_views, "0 or more")
+        patches, margin = self.local_patches, self.canvas_margin
+        require(
+            min(patches) >= 1 and max(patches) <= 5, "dino.local_patches", patches, "1 to 5 each"
+        )
+        require(min(margin) >= 0, "dino.canvas_margin", margin, "0 or more each")
+        temperature = self.teacher_temperature
+        require(min(temperature) > 0, "dino.teacher_temperature", temperature, "above 0")
+        require(0 <= self.momentum < 1, "dino.momentum", self.momentum, "at least 0 and below 1")
+        require(self.koleo_weight >= 0, "dino.koleo_weight", self.koleo_weight, "0 or more")
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -75,13 +97,15 @@ class PretrainConfig:
 
     Cuboids are drawn from all brains alike; a brain with another voxel size is resampled. The
     backbone is written to OUT/exported/backbone.safetensors, for `cubeclf-finetune --backbone OUT`.
+    Settings of an objective, such as --mae.mask-ratio 0.6 or --dino.prototypes 512, are listed by
+    --print-config and may stand in a --config file.
 
     Parameters
     ----------
     brains
         OME-Zarr, zarr array, folder of TIFF planes, TIFF stack, or a YAML brains file.
     out
-        Folder of the run; must not exist.
+        Folder of the run.
     method
         mae: masked autoencoding, the faster one. dino: self-distillation between views.
     size
@@ -132,3 +156,15 @@ class PretrainConfig:
     overwrite: bool = False
     mae: Annotated[MaeConfig, Parameter(show=False)] = field(default_factory=MaeConfig)
     dino: Annotated[DinoConfig, Parameter(show=False)] = field(default_factory=DinoConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every"):
+            value = getattr(self, name)
+            require(value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
+        alone = self.method == "dino" and self.batch_size < 2
+        require(not alone, "--batch-size", 1, "at least 2, as DINO compares the cuboids of a batch")
+        rate, decay, share = self.learning_rate, self.weight_decay, self.candidate_share
+        require(math.isfinite(rate) and rate > 0, "--learning-rate", rate, "a number above 0")
+        require(math.isfinite(decay) and decay >= 0, "--weight-decay", decay, "0 or more")
+        require(0 <= share <= 1, "--candidate-share", share, "0 to 1")
+        require(self.seed >= 0, "--seed", self.seed, "0 or more")

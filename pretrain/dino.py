@@ -23,8 +23,8 @@ from lightly.models.utils import update_momentum
 from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
+from cubeclf_core.axes import Shape3
 from cubeclf_core.backbones import build_backbone
-from cubeclf_core.geometry import Shape3
 from cubeclf_core.vit import Vit3d
 from pretrain.config import DinoConfig
 from pretrain.objective import Objective

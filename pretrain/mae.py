@@ -15,7 +15,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from cubeclf_core.augment import drop_background, flip_and_rotate, jitter_intensity
-from cubeclf_core.geometry import Shape3
+from cubeclf_core.axes import Shape3
 from cubeclf_core.normalise import standardise
 from cubeclf_core.plots import reconstruction_mosaic
 from cubeclf_core.vit import Vit3d, sincos_positions

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from cubeclf_core.geometry import Shape3
+from cubeclf_core.axes import Shape3
 from cubeclf_core.vit import Vit3d
 
 

@@ -17,11 +17,12 @@ from cubeclf_core.augment import generator
 from cubeclf_core.backbones import build_backbone, save_backbone
 from cubeclf_core.brains import Brain, load_brains
 from cubeclf_core.console import progress
-from cubeclf_core.errors import InputError, RunFailed
+from cubeclf_core.errors import InputError, RunFailed, VolumeError
+from cubeclf_core.files import check_output
 from cubeclf_core.metrics import rank_me
 from cubeclf_core.normalise import standardise
 from cubeclf_core.plots import training_curves
-from cubeclf_core.runs import RunFolder, refuse_new_run
+from cubeclf_core.runs import RunFolder
 from cubeclf_core.stream import Batch, CuboidStream
 from cubeclf_core.vit import Vit3d, Vit3dConfig
 from pretrain.config import PretrainConfig
@@ -29,8 +30,8 @@ from pretrain.dino import Dino
 from pretrain.mae import Mae
 from pretrain.objective import Objective
 
-_HELD_OUT_STEP = 1 << 40  # of the stream: cuboids for monitors, which training never reaches
-_HELD_OUT_CUBOIDS = 256
+_MONITOR_STEP = 1 << 31  # of the stream: cuboids for monitors, drawn as training's but apart
+_MONITOR_CUBOIDS = 256
 _WARM_UP = 0.1  # share of the steps
 _CLIP = 3.0  # norm of the gradient
 
@@ -45,9 +46,9 @@ def pretrain(config: PretrainConfig) -> None:
     RunFailed
         If the loss is no longer finite.
     """
-    _check(config)
-    refuse_new_run(config.out, overwrite=config.overwrite)
     brains = load_brains(config.brains, voxel_size_um=config.voxel_size_um)
+    inputs = [path for brain in brains for path in brain.paths]
+    check_output(config.out, overwrite=config.overwrite, inputs=inputs)
     network = Vit3dConfig(size=config.size, channels=_channels(config, brains))
     objective = build_objective(config, build_backbone(network, config.seed))
     stream = CuboidStream(
@@ -59,13 +60,17 @@ def pretrain(config: PretrainConfig) -> None:
         seed=config.seed,
         candidate_share=config.candidate_share,
     )
-    run = RunFolder(config.out, config, overwrite=config.overwrite)
+    stream.batch(0)  # what cannot be read is found out before anything is written
+    run = RunFolder(config.out, config)
     run.tell(f"pretraining {config.method} {config.size} on {', '.join(b.name for b in brains)}")
     fit = Fit(config, objective, stream, run)
     try:
         fit.train()
+    except VolumeError as error:  # valid input so far: it failed while running
+        raise RunFailed(f"stopped at step {fit.done}: {error}") from error
     finally:  # also when interrupted: what has been learned so far is kept
-        save_backbone(run.exported / "backbone.safetensors", objective.exported, fit.account())
+        if fit.done:
+            save_backbone(run.exported / "backbone.safetensors", objective.exported, fit.account())
     fit.finish()
 
 
@@ -138,14 +143,14 @@ class Fit:
         curves = self.run.save_figure(
             "progress.png", training_curves(self.run.path / "metrics.jsonl")
         )
-        n_batches = -(-_HELD_OUT_CUBOIDS // self.config.batch_size)
-        steps = range(_HELD_OUT_STEP, _HELD_OUT_STEP + n_batches)
-        held_out = torch.cat([self.stream.batch(step).cuboids for step in steps])
-        ranks = self._ranks(held_out)
+        n_batches = -(-_MONITOR_CUBOIDS // self.config.batch_size)
+        steps = range(_MONITOR_STEP, _MONITOR_STEP + n_batches)
+        monitored = torch.cat([self.stream.batch(step).cuboids for step in steps])
+        ranks = self._ranks(monitored)
         self.run.write_json("metrics.json", ranks)
         objective = self.objective.cpu().eval()
         with torch.no_grad():
-            picture = objective.picture(held_out, generator(self.config.seed, _HELD_OUT_STEP))
+            picture = objective.picture(monitored, generator(self.config.seed, _MONITOR_STEP))
         if picture:
             mosaic = self.run.save_figure("figures/reconstruction.png", picture)
             self.run.tell(f"picture   {mosaic}")
@@ -191,18 +196,6 @@ def build_objective(config: PretrainConfig, backbone: Vit3d) -> Objective:
                 return Dino(backbone, config.dino)
 
 
-def _check(config: PretrainConfig) -> None:
-    for name in ("steps", "batch_size", "log_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}, expected ≥ 1")
-    if not 0 <= config.candidate_share <= 1:
-        raise InputError(f"--candidate-share is {config.candidate_share}, expected 0 to 1")
-    if config.method == "dino" and config.batch_size < 2:
-        raise InputError("--batch-size is 1, expected at least 2: DINO compares cuboids of a batch")
-    if not 0 < config.mae.mask_ratio < 1:
-        raise InputError(f"mae.mask_ratio is {config.mae.mask_ratio}, expected between 0 and 1")
-
-
 def _channels(config: PretrainConfig, brains: Sequence[Brain]) -> int:
     common = min(brain.volume.n_channels for brain in brains)
     if config.channels is None:
@@ -240,7 +233,7 @@ def _check_finite(loss: Tensor, step: int, batch: Batch, stream: CuboidStream) -
         for which, origin in zip(batch.brain[bad], batch.origin[bad], strict=True)
     ]
     cause = f"values that are not finite in {where[0]}" if where else "try a lower --learning-rate"
-    raise RunFailed(f"the loss of step {step} is {float(loss)}: {cause}")
+    raise RunFailed(f"the loss of step {step} is {float(loss.detach())}: {cause}")
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cubeclf_core.augment import drop_background, flip_and_rotate, jitter_intensity
-from cubeclf_core.geometry import Shape3
+from cubeclf_core.axes import Shape3
 from cubeclf_core.normalise import standardise
 
 

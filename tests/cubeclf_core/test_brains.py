@@ -46,9 +46,9 @@ def test_a_brains_file_names_its_parts_relative_to_itself(folder: Path) -> None:
     assert one.volume.n_channels == 2
     assert one.volume.voxel_size_um == UM
     assert one.cells is not None
-    assert one.cells_path == folder / "cells.xml"
+    assert folder / "cells.xml" in one.paths
     assert one.cells.positions.tolist() == [[0, 0, 0], [4, 19, 29], [2, 3, 4]]
-    assert (two.volume.n_channels, two.cells, two.cells_path) == (1, None, None)
+    assert (two.volume.n_channels, two.cells) == (1, None)
 
 
 def test_volumes_and_brains_files_mix(folder: Path) -> None:

@@ -39,6 +39,7 @@ def test_brightness_and_crowding_do_not_tell_cells_from_artefacts(
     done = run("--out", out, "--shape", 40, 224, 224, "--cells", 90, "--seed", seed)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in out.iterdir()) == [
+        ".cubeclf",
         "brain.ome.zarr",
         "cells.xml",
         "preview.png",
@@ -138,7 +139,7 @@ def test_an_existing_folder_is_replaced_only_when_told(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
     assert run(*arguments, "--overwrite").returncode == 2  # a folder of something else
-    (out / "cells.xml").touch()
+    (out / ".cubeclf").touch()
     assert run(*arguments, "--overwrite").returncode == 0
     assert (out / "cells.xml").stat().st_size > 0
     assert not (out / "notes.txt").exists()

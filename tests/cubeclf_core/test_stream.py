@@ -18,7 +18,7 @@ UM = (5.0, 1.0, 1.0)
 
 def brain(shape=(6, 12, 14), cells: Cells | None = None, um=UM, name: str = "a") -> Brain:
     array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    return Brain(name, Volume(name, (ArraySource(array, (4, 8, 8)),), um), cells, None)
+    return Brain(name, Volume(name, (ArraySource(array, (4, 8, 8)),), um), cells, ())
 
 
 def stream(

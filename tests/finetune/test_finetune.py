@@ -46,7 +46,8 @@ def blobs(n: int, seed: int, channels: int = 1) -> Labelled:
 
 
 def settings(**changes) -> FinetuneConfig:
-    return FinetuneConfig(backbone="scratch:vit-nano", out=Path("unused"), **changes)
+    unused = Path("unused")
+    return FinetuneConfig(backbone="scratch:vit-nano", out=unused, brains=unused, **changes)
 
 
 def fitted(channels: int = 1) -> Classifier:

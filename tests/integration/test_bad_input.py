@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from cubeclf_core.backbones import build_backbone, save_backbone
 from cubeclf_core.cells import Cells, write_cells
 from cubeclf_core.classifier import Classifier, save_classifier
+from cubeclf_core.files import mark
 from cubeclf_core.vit import Vit3dConfig
 
 
@@ -163,7 +167,83 @@ def wrong_settings(w: World):
     yield pretrain(w.folder / "bad.yaml", out=w.run), "nam"
 
 
+def not_finite(w: World):
+    voxels = np.random.default_rng(0).random((30, 60, 60)).astype(np.float32)
+    voxels[15] = np.nan
+    tifffile.imwrite(w.folder / "nan.tif", voxels)
+    inside = w.cells_file("inside.xml", [[15, 30, 30], [16, 30, 30]], [1, 2])
+    file = w.brains("nan", signal="nan.tif", voxel_size_um=[5, 1, 1], cells=str(inside))
+    yield pretrain(file, out=w.run), "not finite"
+    yield finetune("scratch:vit-nano", file, w.run), "not finite"
+    tested = (*finetune("scratch:vit-nano", w.brains_file, w.run), "--test", file)
+    yield tested, "not finite"
+    yield classify(w, brain=file, cells=inside), "not finite"
+
+
+def careless_output(w: World):
+    (w.folder / "file").write_text("a file")
+    for words in (
+        pretrain(w.brain, out=w.folder / "file" / "x"),
+        ("cubeclf-simulate", "--out", w.folder / "file" / "x"),
+        ("cubeclf-export", w.good_classifier, "--out", w.folder / "file" / "x.pt2"),
+    ):
+        yield words, "no folder"
+    yield (*pretrain(w.brain, out=w.brain / "run"), "--overwrite"), "input"
+    copy = w.folder / "labelled"
+    copy.mkdir()
+    entry = {"name": "b", "signal": str(w.brain), "cells": str(w.cells)}
+    (copy / "brains.yaml").write_text(yaml.safe_dump([entry]))
+    mark(copy)
+    yield (*pretrain(copy / "brains.yaml", out=copy), "--overwrite"), "input"
+    yield (*finetune("scratch:vit-nano", copy / "brains.yaml", copy), "--overwrite"), "input"
+
+
+def foreign_headers(w: World):
+    for i, header in enumerate(("no json", "{}", '{"kind": "backbone", "format_version": 1}')):
+        file = w.folder / f"header{i}.safetensors"
+        save_file({"x": torch.zeros(1)}, file, metadata={"cubeclf": header})
+        yield finetune(file, w.brains_file, w.run), "header"
+    with zipfile.ZipFile(w.folder / "foreign.pt2", "w") as archive:
+        archive.writestr("data", "nothing")
+    yield classify(w, classifier=w.folder / "foreign.pt2"), "no exported classifier"
+
+
+def misleading_labels(w: World):
+    tested = (*finetune("scratch:vit-nano", w.brains_file, w.run), "--test", w.brains_file)
+    yield tested, "not seen"
+    escaping = w.folder / "escaping.yaml"
+    entry = {"name": "../../escaped", "signal": str(w.brain), "cells": str(w.cells)}
+    escaping.write_text(yaml.safe_dump([entry]))
+    yield finetune("scratch:vit-nano", escaping, w.run), "name"
+    (w.folder / "cubes").mkdir()
+    both = [{"cube_dir": "cubes", "type": kind} for kind in ("cell", "no_cell")]
+    cubes = w.folder / "cubes.yaml"
+    words = ("cubeclf-finetune", "--backbone", "scratch:vit-nano", "--out", w.run, "--cubes", cubes)
+    for entries, says in (
+        (both, "both as cell"),
+        (both[:1], "no cubes"),
+        ([both[0] | {"cell_def": "cells.xml"}, both[1]], "cell_def"),
+        ([both[0] | {"signal_channel": "zero"}, both[1]], "signal_channel"),
+        ([both[0] | {"type": ["cell"]}, both[1]], "type"),
+    ):
+        cubes.write_text(yaml.safe_dump({"data": entries}))
+        yield words, says
+
+
+def absurd_numbers(w: World):
+    yield (*pretrain(w.brain, out=w.run), "--seed", -1), "--seed"
+    yield (*pretrain(w.brain, out=w.run), "--learning-rate", "nan"), "--learning-rate"
+    yield (*pretrain(w.brain, out=w.run), "--mae.decoder-width", 97), "decoder_width"
+    yield (*finetune("scratch:vit-nano", w.brains_file, w.run), "--seed", -1), "--seed"
+    yield (*classify(w), "--voxel-size-um", 1000, 100, 100), "coarse"
+
+
 CASES: list[Callable] = [
+    not_finite,
+    careless_output,
+    foreign_headers,
+    misleading_labels,
+    absurd_numbers,
     no_volume,
     small_volume,
     missing_voxel_size,
@@ -177,7 +257,10 @@ CASES: list[Callable] = [
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"folder"
+        for p in folder.rglob("*")
+    }
 
 
 @pytest.mark.parametrize("cases", CASES, ids=lambda f: f.__name__)
@@ -198,7 +281,7 @@ def test_overwrite_replaces_a_run_only_when_the_input_is_good(world: World, comm
     foreign = command(*pretrain(world.brain, out=world.run), "--overwrite")
     assert (foreign.code, len(foreign.lines)) == (2, 1)
     assert "nothing that this command wrote" in foreign.lines[0]
-    (world.run / "config.yaml").write_text("")  # as a run has it
+    mark(world.run)
     bad = pretrain(world.folder / "nowhere.zarr", out=world.run)
     assert command(*bad, "--overwrite").code == 2
     assert (world.run / "precious.txt").exists()

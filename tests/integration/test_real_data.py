@@ -54,17 +54,8 @@ def crop(real_data: Path, tmp_path: Path, succeed) -> Path:
     return file
 
 
-def test_masked_autoencoding_learns_on_serial_two_photon(
-    crop, real_data, tmp_path, succeed
-) -> None:
-    run = tmp_path / "mae"
-    small = ("--size", "nano", "--steps", 600, "--batch-size", 16, "--learning-rate", 2e-3)
-    succeed("cubeclf-pretrain", crop, "--method", "mae", *small, "--log-every", 1, "--out", run)
-    end = log_of(run)[-100:]
-    loss, baseline = (np.mean([line[key] for line in end]) for key in ("loss", "neighbour_mean"))
-    report(f"MAE on the crop: loss {loss:.4f}, mean of visible neighbours {baseline:.4f}")
-    assert loss < baseline
-
+def classify_crop(run: Path, crop: Path, real_data: Path, tmp_path: Path, succeed) -> str:
+    """Fine-tune a backbone on the four labelled cubes and classify the 56 positions on cells."""
     cubes = real_data / "cubes"
     entries = [
         {"cube_dir": str(cubes / folder), "type": kind, "signal_channel": 0, "bg_channel": 1}
@@ -75,18 +66,29 @@ def test_masked_autoencoding_learns_on_serial_two_photon(
     classifier, out = tmp_path / "classifier", tmp_path / "classified"
     succeed("cubeclf-finetune", "--backbone", run, "--cubes", training, "--out", classifier)
     cells = real_data / "serial2p_crop" / "cells.xml"
-    flags = ("--classifier", classifier, "--cells", cells, "--out", out)
-    succeed("cubeclf-classify", crop, *flags)
+    succeed("cubeclf-classify", crop, "--classifier", classifier, "--cells", cells, "--out", out)
     with (out / "candidates.csv").open() as table:
         probability = np.array([float(row["probability"]) for row in csv.DictReader(table)])
     assert len(probability) == 56
-    print(
-        f"crop: {int((probability >= 0.5).sum())} of 56 cells accepted, after four labelled cubes"
-    )
     assert np.isfinite(probability).all()
+    accepted = int((probability >= 0.5).sum())
+    return f"crop, {run.name}: {accepted} of 56 cells accepted, after four labelled cubes"
 
 
-def test_dino_learns_on_serial_two_photon(crop, tmp_path, succeed, report) -> None:
+def test_masked_autoencoding_learns_on_serial_two_photon(
+    crop, real_data, tmp_path, succeed, report
+) -> None:
+    run = tmp_path / "mae"
+    small = ("--size", "nano", "--steps", 600, "--batch-size", 16, "--learning-rate", 2e-3)
+    succeed("cubeclf-pretrain", crop, "--method", "mae", *small, "--log-every", 1, "--out", run)
+    end = log_of(run)[-100:]
+    loss, baseline = (np.mean([line[key] for line in end]) for key in ("loss", "neighbour_mean"))
+    report(f"MAE on the crop: loss {loss:.4f}, mean of visible neighbours {baseline:.4f}")
+    assert loss < baseline
+    report(classify_crop(run, crop, real_data, tmp_path, succeed))
+
+
+def test_dino_learns_on_serial_two_photon(crop, real_data, tmp_path, succeed, report) -> None:
     run = tmp_path / "dino"
     small = ("--size", "nano", "--steps", 250, "--batch-size", 16, "--learning-rate", 1e-3)
     head = ("--dino.prototypes", 512, "--dino.local-views", 2)
@@ -96,6 +98,7 @@ def test_dino_learns_on_serial_two_photon(crop, tmp_path, succeed, report) -> No
     report(f"DINO on the crop: cross-entropy {loss:.4f}, ln K {math.log(512):.4f}, {ranks}")
     assert loss < math.log(512)
     assert ranks["class_token"]["trained"] > ranks["class_token"]["untrained"]
+    report(classify_crop(run, crop, real_data, tmp_path, succeed))
 
 
 def test_a_backbone_of_two_blocks_and_labels_of_one_score_the_other(

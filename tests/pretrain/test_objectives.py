@@ -123,10 +123,10 @@ def test_mae_learns_what_its_surroundings_tell(target: str) -> None:
     optimizer = torch.optim.AdamW(trained, 3e-3, betas=(0.9, 0.95))
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=20)
     axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in (20, 50, 50)), indexing="ij")
-    for step in range(100):
+    for step in range(130):
         slopes = torch.randn(8, 3, 1, 1, 1, generator=generator(1, step))
         ramps = 1000 + 100 * sum(slopes[:, i] * axes[i] for i in range(3))
-        loss, extra = objective(ramps[:, None], generator(2, step), step / 100)
+        loss, extra = objective(ramps[:, None], generator(2, step), step / 130)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
