@@ -6,6 +6,8 @@ from a random head unlearns what its backbone knew (Kumar et al., arXiv:2202.100
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -97,13 +99,14 @@ def predict(
 
 def finetune_network(
     classifier: Classifier, data: Labelled, config: FinetuneConfig
-) -> list[dict[str, float]]:
+) -> Iterator[dict[str, float]]:
     """Train backbone and head together, from a head that `fit_head` has fitted.
 
-    Returns
-    -------
-    list of dict
-        ``step`` and ``loss`` of every step.
+    Yields
+    ------
+    dict
+        ``step`` and ``loss`` of every step, as they are taken. The classifier is back on the CPU
+        and in evaluation mode after the last.
     """
     fabric = Fabric(accelerator="auto", devices=1)
     optimizer = torch.optim.AdamW(
@@ -113,7 +116,6 @@ def finetune_network(
     model.train()
     # The head's bias holds the training prevalence; batches are balanced, so it is taken out here.
     balance = torch.tensor([0.5, -0.5], device=fabric.device) * prior_log_odds(data.labels)
-    lines: list[dict[str, float]] = []
     with progress("fine-tuning", config.steps, unit="steps") as advance:
         for step in range(config.steps):
             for group in optimizer.param_groups:
@@ -129,10 +131,9 @@ def finetune_network(
             fabric.backward(loss)
             fabric.clip_gradients(model, optimizer, max_norm=1.0)
             optimizer.step()
-            lines.append({"step": step, "loss": float(loss.detach())})
-            advance(note=f"loss {lines[-1]['loss']:.4f}")
+            advance(note=f"loss {float(loss.detach()):.4f}")
+            yield {"step": step, "loss": float(loss.detach())}
     classifier.cpu().eval()
-    return lines
 
 
 def _balanced_batch(

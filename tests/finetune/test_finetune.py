@@ -82,7 +82,7 @@ def test_training_the_network_moves_the_backbone_and_lowers_the_loss() -> None:
     classifier = Classifier(build_backbone(NANO, seed=0))  # its head is random
     before = classifier.backbone.blocks[0].mlp.fc1.weight.clone()
     config = settings(freeze=False, steps=25, batch_size=16, learning_rate=1e-3)
-    lines = finetune_network(classifier, data, config)
+    lines = list(finetune_network(classifier, data, config))
     assert not torch.equal(before, classifier.backbone.blocks[0].mlp.fc1.weight)
     assert np.mean([line["loss"] for line in lines[-4:]]) < 0.7 * lines[0]["loss"]
     unseen = blobs(60, 1)
