@@ -23,7 +23,7 @@ demo: $(STAMP)  ## the whole job on two simulated brains, in a few minutes
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)  ## the quick tests
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2  # a thread a worker
 
 test-all: $(STAMP)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest -m "not gpu"
