@@ -33,8 +33,7 @@ def fit_head(classifier: Classifier, data: Labelled, seed: int) -> None:
     """Fit the linear head on the features of the backbone as it is.
 
     The penalty is chosen by cross-validation within the labels. Classes count alike; the bias is
-    then moved so that probabilities are those of brains with the
-    training labels' share of cells.
+    then moved so that probabilities are those of brains with the training labels' share of cells.
     """
     random = generator(seed, 1)
     copies = [embed(classifier, data.cuboids)]

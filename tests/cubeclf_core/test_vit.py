@@ -42,12 +42,12 @@ def test_impossible_networks_are_refused() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_can_be_built(size: str) -> None:
-    with torch.device("meta"):
-        backbone = Vit3d(Vit3dConfig(size=size)) if size in ("nano", "micro") else None
-    width, _, heads = SIZES[size]
-    assert width % 6 == 0
-    assert width % heads == 0
-    assert backbone is None or backbone.embed_dim == width
+    with torch.device("meta"):  # shapes without memory
+        backbone = Vit3d(Vit3dConfig(size=size))
+        tokens = backbone(torch.zeros(1, 2, 20, 50, 50))
+    width, depth, _ = SIZES[size]
+    assert tokens.shape == (1, 126, width)
+    assert len(backbone.blocks) == depth
 
 
 def test_kept_tokens_keep_their_place() -> None:
