@@ -8,7 +8,7 @@ from cubeclf_core.config import ConvertConfig
 from cubeclf_core.console import progress, say
 from cubeclf_core.errors import InputError
 from cubeclf_core.files import check_output
-from cubeclf_core.ome_zarr import count_chunks, pyramid, write_ome_zarr
+from cubeclf_core.pyramid import count_chunks, pyramid, write_ome_zarr
 from cubeclf_core.volumes import Source, check_match, check_voxel_size, open_volume
 
 

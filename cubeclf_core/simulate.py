@@ -19,7 +19,7 @@ from cubeclf_core.config import SimulateConfig
 from cubeclf_core.console import progress, say
 from cubeclf_core.errors import InputError
 from cubeclf_core.files import check_output, mark, replacing
-from cubeclf_core.ome_zarr import write_ome_zarr
+from cubeclf_core.pyramid import write_ome_zarr
 from cubeclf_core.simulate_objects import (
     ARTEFACTS,
     DRAW,

@@ -16,7 +16,7 @@ from jaxtyping import Shaped
 
 from cubeclf_core.axes import Shape3
 from cubeclf_core.errors import VolumeError
-from cubeclf_core.ome_zarr import CHUNKS
+from cubeclf_core.pyramid import CHUNKS
 
 PLANE_CACHE_BYTES = 256 << 20  # decoded TIFF planes kept, per channel
 

@@ -14,7 +14,7 @@ from cubeclf_core import sources
 from cubeclf_core.config import ConvertConfig
 from cubeclf_core.convert import convert
 from cubeclf_core.errors import InputError, OutputExists
-from cubeclf_core.ome_zarr import count_chunks, write_ome_zarr
+from cubeclf_core.pyramid import count_chunks, write_ome_zarr
 from cubeclf_core.volumes import open_volume
 
 ROOT = Path(__file__).parents[2]
