@@ -9,12 +9,17 @@ A brains file is a list; its paths are relative to its own folder::
       signal: mouse2/ch0
       background: mouse2/ch1
       voxel_size_um: [5, 2, 2]
+    - name: mouse 3
+      signal: https://example.org/mouse3.ome.zarr
+      channels: [2, 0]  # signal and, if there is one, background, by number from 0
+      weight: 2  # pretraining draws twice as much of it as of another
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +29,11 @@ import yaml
 
 from cubeclf_core.cells import Cells, read_cells
 from cubeclf_core.errors import BrainsFileError, CellsOutside
+from cubeclf_core.locations import Location, is_url, locate, on_disk, same_name
 from cubeclf_core.volumes import Volume, open_volume
 
 _REQUIRED = ("name", "signal")
-_KEYS = (*_REQUIRED, "background", "voxel_size_um", "cells")
+_KEYS = (*_REQUIRED, "background", "channels", "voxel_size_um", "cells", "weight")
 
 
 @dataclass(frozen=True)
@@ -43,17 +49,24 @@ class Brain:
     cells
         All inside the volume.
     paths
-        Every file and folder that it was read from, the signal's first.
+        Every file and folder of this machine that it was read from.
+    signal
+        Where its signal lies, the same however it was named: the resolved path or the URL. Empty
+        if it was made in memory.
+    weight
+        How much pretraining draws of it, relative to others.
     """
 
     name: str
     volume: Volume
     cells: Cells | None
     paths: tuple[Path, ...]
+    signal: str = ""
+    weight: float = 1.0
 
 
 def load_brains(
-    paths: Sequence[str | Path], *, voxel_size_um: Sequence[float] | None = None
+    paths: Sequence[Location], *, voxel_size_um: Sequence[float] | None = None
 ) -> list[Brain]:
     """Open brains, each given as a volume or within a YAML brains file.
 
@@ -80,12 +93,16 @@ def load_brains(
         If cells cannot be read, or lie outside their volume.
     """
     brains: list[Brain] = []
-    for path in map(Path, paths):
-        if path.suffix.lower() in (".yaml", ".yml") and not path.is_dir():
+    for path in map(locate, paths):
+        if (
+            isinstance(path, Path)
+            and path.suffix.lower() in (".yaml", ".yml")
+            and not path.is_dir()
+        ):
             brains += _load_file(path, voxel_size_um)
         else:
             volume = open_volume(path, voxel_size_um=voxel_size_um)
-            brains.append(Brain(volume.name, volume, None, (path,)))
+            brains.append(Brain(volume.name, volume, None, on_disk(path), same_name(path)))
     twice = [name for name, n in Counter(brain.name for brain in brains).items() if n > 1]
     if twice:
         raise BrainsFileError(
@@ -146,7 +163,31 @@ def _load_file(path: Path, voxel_size_um: Sequence[float] | None) -> list[Brain]
 def _load_entry(
     entry: Any, number: int, file: Path, voxel_size_um: Sequence[float] | None
 ) -> Brain:
-    who = f"{file}, brain {number}"
+    _check_entry(entry, f"{file}, brain {number}")
+    name, size = str(entry["name"]), entry.get("voxel_size_um")
+    signal = locate(entry["signal"], file.parent)
+    background, cells_path = (
+        None if entry.get(key) is None else locate(entry[key], file.parent)
+        for key in ("background", "cells")
+    )
+    volume = open_volume(
+        signal,
+        background=background,
+        channels=entry.get("channels"),
+        voxel_size_um=voxel_size_um if size is None else size,
+        name=name,
+    )
+    cells = None if cells_path is None else read_cells(Path(cells_path))
+    if cells is not None:
+        check_inside(cells, volume, cells_path)
+    paths = on_disk(signal, background, cells_path, file)
+    weight = entry.get("weight")
+    return Brain(
+        name, volume, cells, paths, same_name(signal), 1.0 if weight is None else float(weight)
+    )
+
+
+def _check_entry(entry: Any, who: str) -> None:
     if not isinstance(entry, dict):
         raise BrainsFileError(f"{who} is {entry!r}; expected a mapping with {_spell(_KEYS)}")
     who += f" ({entry['name']})" if "name" in entry else ""
@@ -154,29 +195,32 @@ def _load_entry(
         raise BrainsFileError(f"{who} has the unknown key {unknown[0]!r}; allowed: {_spell(_KEYS)}")
     if missing := [key for key in _REQUIRED if entry.get(key) in (None, "")]:
         raise BrainsFileError(f"{who} lacks {_spell(missing)}; allowed: {_spell(_KEYS)}")
-    for key in ("signal", "background", "cells"):
-        if not isinstance(entry.get(key), str | None):
-            raise BrainsFileError(f"{who}: {key} is {entry[key]!r}; expected a path")
-    if not isinstance(entry["name"], str | int | float):
-        raise BrainsFileError(f"{who}: expected a name")
-    size = entry.get("voxel_size_um")
-    if size is not None and not _three_numbers(size):
-        raise BrainsFileError(f"{who}: voxel_size_um is {size!r}; expected [z, y, x] in µm")
-    signal, background, cells_path = (
-        None if entry.get(key) is None else file.parent / entry[key]
-        for key in ("signal", "background", "cells")
-    )
-    assert signal is not None
-    name = str(entry["name"])
-    if not set(name).isdisjoint("/\\\0") or name in (".", ".."):  # it names files of the report
-        raise BrainsFileError(f"{who}: a name may not hold a slash or be dots")
-    size = voxel_size_um if size is None else size
-    volume = open_volume(signal, background=background, voxel_size_um=size, name=name)
-    cells = None if cells_path is None else read_cells(cells_path)
-    if cells is not None:
-        check_inside(cells, volume, cells_path)
-    paths = tuple(path for path in (signal, background, cells_path, file) if path is not None)
-    return Brain(name, volume, cells, paths)
+    for key, (fits, expected) in _FORMS.items():
+        if entry.get(key) is not None and not fits(entry[key]):
+            raise BrainsFileError(f"{who}: {key} is {entry[key]!r}; expected {expected}")
+
+
+def _name(value: Any) -> bool:
+    """Tell whether a name can be part of the name of a report's file."""
+    if not isinstance(value, str | int | float):
+        return False
+    return set(str(value)).isdisjoint("/\\\0") and str(value) not in (".", "..")
+
+
+def _location(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _path(value: Any) -> bool:
+    return isinstance(value, str) and not is_url(value)
+
+
+def _above_zero(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+def _integers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) is int for v in value)
 
 
 def _three_numbers(value: Any) -> bool:
@@ -185,6 +229,17 @@ def _three_numbers(value: Any) -> bool:
         and len(value) == 3
         and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
     )
+
+
+_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_name, "a name without slashes that is not dots"),
+    "signal": (_location, "a path or a URL"),
+    "background": (_location, "a path or a URL"),
+    "cells": (_path, "a path"),
+    "channels": (_integers, "[signal] or [signal, background], each a number from 0"),
+    "voxel_size_um": (_three_numbers, "[z, y, x] in µm"),
+    "weight": (_above_zero, "a number above 0"),
+}
 
 
 def _spell(keys: Sequence[str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,32 +12,55 @@ import numpy as np
 from cubeclf_core.axes import Size3
 from cubeclf_core.errors import VolumeError
 
-_METRE_UM = {"": 6, "kilo": 9, "hecto": 8, "deca": 7, "deci": 5, "centi": 4, "milli": 3}
-_METRE_UM |= {"micro": 0, "nano": -3, "pico": -6, "femto": -9, "mega": 12, "giga": 15}
-_UNITS_UM = {
-    prefix + metre: 10.0**n for prefix, n in _METRE_UM.items() for metre in ("meter", "metre")
+_LARGE = ("kilo", "mega", "giga", "tera", "peta", "exa", "zetta", "yotta")
+_SMALL = ("milli", "micro", "nano", "pico", "femto", "atto", "zepto", "yocto")
+_POWERS = {"": 0, "deca": 1, "hecto": 2, "deci": -1, "centi": -2}
+_POWERS |= {prefix: 3 * i for i, prefix in enumerate(_LARGE, 1)}
+_POWERS |= {prefix: -3 * i for i, prefix in enumerate(_SMALL, 1)}
+_UNITS_UM = {  # read from text, since 1e-9 times 1e6 is not quite 1e-3
+    prefix + metre: float(f"1e{power + 6}")
+    for prefix, power in _POWERS.items()
+    for metre in ("meter", "metre")
 }
 _UNITS_UM |= {"m": 1e6, "cm": 1e4, "mm": 1e3, "um": 1.0, "nm": 1e-3, "pm": 1e-6}
 _UNITS_UM |= {"\u00b5m": 1.0, "\u03bcm": 1.0, "micron": 1.0, "microns": 1.0}  # both signs for µ
 _UNITS_UM |= {"angstrom": 1e-4, "å": 1e-4, "inch": 25_400.0, "foot": 304_800.0}
+_UNITS_UM |= {"yard": 914_400.0, "mile": 1_609_344_000.0, "parsec": 3.0856775814913673e22}
 
 
 @dataclass(frozen=True)
-class Multiscale:
-    """What OME-Zarr metadata says of the full-resolution array.
+class Dataset:
+    """One level of a pyramid.
 
     Attributes
     ----------
     path
         The array's path inside the group.
-    axes
-        Names of its axes in order, such as "tczyx".
-    voxel_size_um
-        z y x, or None where the file does not say, or says it without a unit.
+    scale
+        Size of a voxel, z y x, each in its axis' unit; 1 along z if there is no z. None where the
+        file does not say.
     """
 
     path: str
+    scale: Size3 | None
+
+
+@dataclass(frozen=True)
+class Multiscale:
+    """What OME-Zarr metadata says of an image.
+
+    Attributes
+    ----------
+    axes
+        Names of the axes of all its arrays in order, such as "tczyx".
+    datasets
+        The levels of its pyramid, finest first.
+    voxel_size_um
+        z y x of the finest, or None where the file does not say, or says it without a unit.
+    """
+
     axes: str
+    datasets: tuple[Dataset, ...]
     voxel_size_um: Size3 | None
 
 
@@ -73,28 +97,28 @@ def parse_multiscale(attributes: Mapping[str, Any], *, source: object) -> Multis
     try:
         image = holder["multiscales"][0]
         entries = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in image["axes"]]
-        dataset = image["datasets"][0]
         names = [str(axis["name"]).lower() for axis in entries]
-        scale = _scale(dataset, len(names)) * _scale(image, len(names))
-        path = str(dataset["path"])
+        of_all = _scale(image, len(names))
+        stored = [(str(d["path"]), _scale(d, len(names)) * of_all) for d in image["datasets"]]
+        if not stored:
+            raise ValueError("no datasets")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise VolumeError(
             f"{source} has OME-Zarr metadata that cannot be understood "
             f"({type(error).__name__}: {error}); expected multiscales with axes and datasets"
         ) from error
-    axes = "".join(names)
     if len(set(names)) < len(names) or not set("yx") <= set(names) <= set("tczyx"):
         raise VolumeError(f"{source} has the axes {names}; expected y, x and any of t, c, z")
-    units = {
-        name: unit_in_um(str(e.get("unit") or "")) for name, e in zip(axes, entries, strict=True)
-    }
-    sizes = []
-    for name in "zyx":
-        um = units.get(name)
-        if um is None or np.isnan(scale[axes.index(name)]):
-            return Multiscale(path, axes, None)
-        sizes.append(float(scale[axes.index(name)]) * um)
-    return Multiscale(path, axes, (sizes[0], sizes[1], sizes[2]))
+    datasets = [Dataset(path, _in_zyx(names, scale)) for path, scale in stored]
+    if all(dataset.scale for dataset in datasets):  # finest first by the book, not in every file
+        datasets.sort(key=lambda dataset: math.prod(dataset.scale or ()))
+    units = {str(e["name"]).lower(): unit_in_um(str(e.get("unit") or "")) for e in entries}
+    um = [unit for unit in map(units.get, "zyx") if unit is not None]
+    size, finest = None, datasets[0].scale
+    if finest is not None and len(um) == 3:
+        z, y, x = (s * u for s, u in zip(finest, um, strict=True))
+        size = (z, y, x)
+    return Multiscale("".join(names), tuple(datasets), size)
 
 
 def _scale(owner: Mapping[str, Any], n_axes: int) -> np.ndarray:
@@ -108,3 +132,9 @@ def _scale(owner: Mapping[str, Any], n_axes: int) -> np.ndarray:
         raise ValueError(f"a scale that has not {n_axes} numbers")
     without = np.full(n_axes, np.nan if "path" in owner else 1.0)
     return np.prod(scales, axis=0) if scales else without
+
+
+def _in_zyx(names: Sequence[str], scale: np.ndarray) -> Size3 | None:
+    by_axis = dict(zip(names, scale.tolist(), strict=True))
+    z, y, x = by_axis.get("z", 1.0), by_axis["y"], by_axis["x"]
+    return None if any(map(math.isnan, (z, y, x))) else (z, y, x)

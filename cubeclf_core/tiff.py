@@ -24,7 +24,8 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # our errors sa
 def open_planes(folder: Path) -> PlanesSource:
     """Open the TIFF planes of a folder as one channel, in natural order of their names.
 
-    The first and the last are checked now, each when it is read.
+    The first and the last are checked now, each when it is read. If the first is uncompressed,
+    they are mapped, and of each only what is asked for is read; otherwise they are decoded whole.
 
     Raises
     ------
@@ -34,27 +35,35 @@ def open_planes(folder: Path) -> PlanesSource:
     files = sorted((f for f in folder.iterdir() if _is_plane(f)), key=lambda f: natural_key(f.name))
     if not files:
         raise VolumeError(f"{folder} is a folder without TIFF planes or zarr metadata")
-    shape, dtype = _plane_format(files[0])
+    shape, dtype, mapped = _plane_format(files[0])
+    layouts: dict[int, tuple[int, np.dtype[Any]]] = {}  # where voxels start, in which byte order
 
     def decode(z: int) -> np.ndarray:
         file = files[z]
         try:
-            with tifffile.TiffFile(file) as tiff:
-                plane = np.asarray(tiff.pages.first.asarray())
+            if z not in layouts:
+                with tifffile.TiffFile(file) as tiff:
+                    page = tiff.pages.first
+                    check(file, page.shape, page.dtype)
+                    if not (mapped and page.is_memmappable):
+                        return np.asarray(page.asarray())
+                    layouts[z] = page.dataoffsets[0], dtype.newbyteorder(tiff.byteorder)
+            offset, stored = layouts[z]
+            return np.memmap(file, stored, "r", offset, shape)
+        except VolumeError:
+            raise
         except BROKEN as error:
             raise VolumeError(f"{file} cannot be read as a TIFF plane: {error}") from error
-        check(file, plane.shape, plane.dtype)
-        return plane
 
-    def check(file: Path, its_shape: tuple[int, ...], its_dtype: np.dtype[Any]) -> None:
-        if (its_shape, its_dtype.newbyteorder("=")) != (shape, dtype):
+    def check(file: Path, its_shape: tuple[int, ...], its_dtype: np.dtype[Any] | None) -> None:
+        if (its_shape, its_dtype) != (shape, dtype):
             raise VolumeError(
                 f"{file} is {its_dtype} of shape {by(its_shape)}, but {files[0].name} is {dtype} "
                 f"of shape {by(shape)}; all planes of a folder must agree"
             )
 
-    check(files[-1], *_plane_format(files[-1]))
-    return PlanesSource((len(files), *shape), dtype, decode)
+    check(files[-1], *_plane_format(files[-1])[:2])
+    return PlanesSource((len(files), *shape), dtype, decode, mapped=mapped)
 
 
 def _is_plane(file: Path) -> bool:
@@ -67,12 +76,13 @@ def natural_key(name: str) -> list[str | int]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
-def _plane_format(file: Path) -> tuple[tuple[int, int], np.dtype[Any]]:
+def _plane_format(file: Path) -> tuple[tuple[int, int], np.dtype[Any], bool]:
+    """Shape and dtype of a plane, and whether it can be mapped."""
     try:
         with tifffile.TiffFile(file) as tiff:
             # The page, not the series: planes of one OME-TIFF set each claim to be the whole of it.
             page, n_pages = tiff.pages.first, len(tiff.pages)
-            shape, dtype = page.shape, page.dtype
+            shape, dtype, mapped = page.shape, page.dtype, page.is_memmappable
     except BROKEN as error:
         raise VolumeError(f"{file} cannot be read as a TIFF plane: {error}") from error
     if len(shape) != 2 or n_pages != 1 or dtype is None:
@@ -80,7 +90,7 @@ def _plane_format(file: Path) -> tuple[tuple[int, int], np.dtype[Any]]:
             f"{file} holds {n_pages} page(s) of shape {by(shape)}; expected one grey plane y x "
             "in each file of a folder (a stack is given as a file)"
         )
-    return (shape[0], shape[1]), dtype.newbyteorder("=")
+    return (shape[0], shape[1]), dtype.newbyteorder("="), mapped
 
 
 def open_stack(path: Path) -> tuple[Source, Size3 | None]:

@@ -15,6 +15,7 @@ from cubeclf_core.console import progress, say
 from cubeclf_core.errors import InputError
 from cubeclf_core.files import check_output, mark, replacing
 from cubeclf_core.geometry import source_shape
+from cubeclf_core.locations import on_disk, same_name
 from cubeclf_core.plots import classified_candidates
 from cubeclf_core.volumes import Volume, open_volume
 from finetune.config import ClassifyConfig
@@ -76,7 +77,8 @@ def _open_brain(config: ClassifyConfig) -> Brain:
         volume = open_volume(
             config.brain, background=config.background, voxel_size_um=config.voxel_size_um
         )
-        return Brain(volume.name, volume, None, (config.brain, config.background))
+        paths = on_disk(config.brain, config.background)
+        return Brain(volume.name, volume, None, paths, same_name(config.brain))
     brains = load_brains([config.brain], voxel_size_um=config.voxel_size_um)
     if len(brains) > 1:
         raise InputError(f"{config.brain} lists {len(brains)} brains; expected one")

@@ -114,7 +114,8 @@ class ClassifyConfig:
     Parameters
     ----------
     brain
-        OME-Zarr, zarr array, folder of TIFF planes, TIFF stack, or a brains file of one brain.
+        OME-Zarr or zarr array (also by URL), folder of TIFF planes, TIFF stack, or a brains file of
+        one brain.
     classifier
         Exported file, or folder of a fine-tuning run.
     cells
@@ -131,12 +132,12 @@ class ClassifyConfig:
         Replace OUT if it exists.
     """
 
-    brain: Path
+    brain: str
     _: KW_ONLY
     classifier: Path
     cells: Path
     out: Path
-    background: Path | None = None
+    background: str | None = None
     voxel_size_um: tuple[float, float, float] | None = None
     threshold: float = 0.5
     overwrite: bool = False

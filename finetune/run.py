@@ -118,11 +118,11 @@ def _split(
 
 def _check_apart(brains: Sequence[Brain], test_brains: Sequence[Brain]) -> None:
     """Refuse a test brain that is trained on."""
-    seen = {brain.paths[0].resolve() for brain in brains}
+    seen = {brain.signal for brain in brains}
     for brain in test_brains:
-        if brain.paths[0].resolve() in seen:
+        if brain.signal in seen:
             raise InputError(
-                f"--test names {brain.paths[0]}, which --brains names too; a test needs a brain "
+                f"--test names {brain.signal}, which --brains names too; a test needs a brain "
                 "that training has not seen"
             )
 

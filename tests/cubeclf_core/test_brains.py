@@ -5,12 +5,19 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cubeclf_core.brains import check_inside, load_brains
 from cubeclf_core.cells import Cells, write_cells
-from cubeclf_core.errors import BrainsFileError, CellsError, CellsOutside, VoxelSizeMissing
+from cubeclf_core.errors import (
+    BrainsFileError,
+    CellsError,
+    CellsOutside,
+    VolumeError,
+    VoxelSizeMissing,
+)
 from cubeclf_core.volumes import ArraySource, Volume
 
 SHAPE = (5, 20, 30)
@@ -51,6 +58,26 @@ def test_a_brains_file_names_its_parts_relative_to_itself(folder: Path) -> None:
     assert (two.volume.n_channels, two.cells) == (1, None)
 
 
+def test_a_brains_file_may_choose_channels(folder: Path) -> None:
+    array = np.arange(3, dtype="uint8")[:, None, None, None] * np.ones(SHAPE, "uint8")
+    zarr.create_array(folder / "a.zarr", data=array)
+    for chosen in ([2, 0], [1]):
+        (brain,) = load_brains([brains_file(folder, entry(signal="a.zarr", channels=chosen))])
+        assert brain.volume.read((0, 0, 0), (1, 1, 1)).ravel().tolist() == chosen
+    with pytest.raises(VolumeError, match="holds 3 channels"):
+        load_brains([brains_file(folder, entry(signal="a.zarr"))])
+    with pytest.raises(VolumeError, match=r"channels is \[0, 3\]"):
+        load_brains([brains_file(folder, entry(signal="a.zarr", channels=[0, 3]))])
+
+
+def test_one_signal_has_one_name_however_it_is_written(folder: Path) -> None:
+    (a,) = load_brains([folder / "ch0.tif"], voxel_size_um=UM)
+    (b,) = load_brains([f"{folder}/../{folder.name}/ch0.tif"], voxel_size_um=UM)
+    (c,) = load_brains([brains_file(folder, entry())])
+    (d,) = load_brains([folder / "ch1.tif"], voxel_size_um=UM)
+    assert a.signal == b.signal == c.signal != d.signal
+
+
 def test_volumes_and_brains_files_mix(folder: Path) -> None:
     file = brains_file(folder, entry())
     brains = load_brains([folder / "ch1.tif", file], voxel_size_um=(9, 9, 9))
@@ -78,6 +105,10 @@ def test_volumes_and_brains_files_mix(folder: Path) -> None:
         (entry(voxel_size_um=5), r"voxel_size_um is 5; expected \[z, y, x\]"),
         (entry(voxel_size_um=["5", 2, 2]), "voxel_size_um is"),
         (entry(name={"a": 1}), "expected a name"),
+        (entry(name="a/b"), "expected a name without slashes"),
+        (entry(channels=0), r"channels is 0; expected \[signal\]"),
+        (entry(channels=["0"]), "channels is"),
+        (entry(channels=[True]), "channels is"),
     ],
 )
 def test_a_wrong_entry_is_named_with_its_fault(folder: Path, bad: Any, says: str) -> None:
