@@ -1,105 +1,71 @@
-"""Writing OME-Zarr 0.5 with a pyramid.
-
-The pyramid halves y and x until their voxels are about as large as those of z, then all three, so
-that low levels have nearly cubic voxels. A voxel of a level is the mean of those it covers.
-"""
+"""Writing OME-Zarr with a pyramid, unit by unit."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import zarr
-from jaxtyping import Shaped
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import LocalStore
 
 from cubeclf_core.axes import Shape3, Size3
 from cubeclf_core.files import replacing
+from cubeclf_core.levels import Level, pyramid
+from cubeclf_core.sources import Slices, Source
+from cubeclf_core.units import Unit, Voxels, ceil_div, each_unit, smaller, unit_shape, volume_shape
 
 if TYPE_CHECKING:
     from dask.array import Array as DaskArray
 
-
 CHUNKS: Shape3 = (64, 128, 128)
-SMALLEST_LEVEL = 128  # voxels along the longest axis, at or below which the pyramid ends
+# Small inner chunks: a cuboid of 20×50×50 voxels costs less CPU than from chunks of CHUNKS, a large
+# region 1.5 times as much; still smaller ones only cost. Shards are flat, so that planes that come
+# compressed are decoded few times where a slab of them does not fit into memory.
+INNER_CHUNKS: Shape3 = (32, 64, 64)
+SHARDS: Shape3 = (32, 1024, 1024)
 _COLOURS = ("00FF00", "FF00FF", "00FFFF", "FFFF00")
 
 
 @dataclass(frozen=True)
-class Level:
-    """One level of a pyramid: its shape and, per axis, the voxels of level 0 in one of its own."""
+class Layout:
+    """How voxels lie in files.
 
-    shape: Shape3
-    factor: Shape3
-
-
-def pyramid(shape: Shape3, voxel_size_um: Size3) -> list[Level]:
-    """Lay out the levels of a pyramid.
-
-    An axis is halved (rounding up) where its voxels are less than twice as long as the shortest,
-    until the longest axis has at most 128 voxels.
-
-    Parameters
+    Attributes
     ----------
-    shape
-        Of level 0, z y x.
-    voxel_size_um
-        Of level 0, z y x.
-
-    Returns
-    -------
-    list of Level
-        Level 0 first.
-
-    Examples
-    --------
-    >>> [level.factor for level in pyramid((200, 600, 600), (4.0, 1.0, 1.0))]
-    [(1, 1, 1), (1, 2, 2), (1, 4, 4), (2, 8, 8)]
+    ome_version
+        0.4 is zarr v2, which knows neither shards nor checksums.
+    chunks
+        Voxels compressed together, z y x; smaller where the level is.
+    shards
+        Voxels of the chunks that share a file, z y x; None for a file a chunk.
     """
-    levels = [Level(shape, (1, 1, 1))]
-    while max(levels[-1].shape) > SMALLEST_LEVEL:
-        last = levels[-1]
-        sizes = [v * f for v, f in zip(voxel_size_um, last.factor, strict=True)]
-        shortest = min(size for size, n in zip(sizes, last.shape, strict=True) if n > 1)
-        step = [
-            2 if n > 1 and size < 2 * shortest else 1
-            for size, n in zip(sizes, last.shape, strict=True)
-        ]
-        z, y, x = (-(-n // s) for n, s in zip(last.shape, step, strict=True))
-        fz, fy, fx = (f * s for f, s in zip(last.factor, step, strict=True))
-        levels.append(Level((z, y, x), (fz, fy, fx)))
-    return levels
 
+    ome_version: Literal["0.4", "0.5"] = "0.5"
+    chunks: Shape3 = CHUNKS
+    shards: Shape3 | None = None
 
-def count_chunks(
-    shape: Shape3, n_channels: int, voxel_size_um: Size3, chunks: Shape3 = CHUNKS
-) -> int:
-    """Count the chunks of all levels and channels that `write_ome_zarr` will write."""
-    return n_channels * sum(
-        math.prod(-(-n // c) for n, c in zip(level.shape, chunks, strict=True))
-        for level in pyramid(shape, voxel_size_um)
-    )
+    def __post_init__(self) -> None:
+        assert self.shards is None or self.ome_version == "0.5"
 
 
 def write_ome_zarr(
     path: Path,
-    channels: Sequence[DaskArray | Shaped[np.ndarray, "z y x"]],
+    channels: Sequence[Source | DaskArray | Voxels],
     voxel_size_um: Size3,
     *,
     channel_names: Sequence[str] = ("signal", "background"),
     chunks: Shape3 = CHUNKS,
-    on_chunk: Callable[[int], None] | None = None,
+    shards: Shape3 | None = None,
+    ome_version: Literal["0.4", "0.5"] = "0.5",
+    memory_bytes: float = 1e9,
 ) -> None:
-    """Write an OME-Zarr 0.5 with a pyramid; level 0 is bit-exact.
-
-    Memory stays at about one slab: the full planes of one chunk's depth, of one channel.
+    """Write an OME-Zarr with a pyramid; level 0 is bit-exact.
 
     Parameters
     ----------
@@ -113,107 +79,120 @@ def write_ome_zarr(
         Shown by viewers; as many are used as there are channels.
     chunks
         z y x; smaller where the volume is.
-    on_chunk
-        Called with the number of chunks just written; `count_chunks` gives the total.
+    shards
+        z y x, multiples of the chunks; None for a file a chunk.
+    ome_version
+        0.5, or 0.4, which has no shards.
+    memory_bytes
+        To take at most, besides what the channels hold.
     """
-    shape: Shape3 = channels[0].shape
-    assert all(channel.shape == shape and channel.ndim == 3 for channel in channels)
-    assert all(channel.dtype == channels[0].dtype for channel in channels)
-    assert len(channels) <= len(channel_names)
-    report = on_chunk or (lambda n: None)
-    levels = pyramid(shape, voxel_size_um)
+    shape, dtype = channels[0].shape, channels[0].dtype
+    assert all(channel.shape == shape and channel.dtype == dtype for channel in channels)
+    layout = Layout(ome_version, chunks, shards)
     with replacing(path) as temporary:
-        group = zarr.open_group(temporary, mode="w", zarr_format=3)
-        arrays = [
-            group.create_array(
-                str(i),
-                shape=(len(channels), *level.shape),
-                chunks=(1, *(min(c, n) for c, n in zip(chunks, level.shape, strict=True))),
-                dtype=np.dtype(channels[0].dtype).newbyteorder("="),
-                compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
-                dimension_names=["c", "z", "y", "x"],
-            )
-            for i, level in enumerate(levels)
-        ]
-        for c, channel in enumerate(channels):
-            _write_channel(arrays[0], c, channel, report)
-        for finer, coarser in itertools.pairwise(arrays):
-            _write_coarser(finer, coarser, report)
-        names = list(channel_names[: len(channels)])
-        group.attrs["ome"] = _metadata(_stem(path), levels, voxel_size_um, names, arrays[-1])
+        create(temporary, len(channels), shape, dtype, voxel_size_um, layout)
+        arrays = open_levels(temporary)
+        each_unit(arrays, channels, write_unit, memory_bytes=memory_bytes)
+        describe(temporary, _stem(path), voxel_size_um, channel_names)
 
 
-def _write_channel(
-    target: zarr.Array[Any],
-    c: int,
-    channel: DaskArray | np.ndarray,
-    report: Callable[[int], None],
-) -> None:
-    """Write one channel of level 0 slab by slab, so that a plane is read once."""
-    _, depth, height, width = target.chunks
-    per_row = -(-target.shape[3] // width)
-    for z in range(0, target.shape[1], depth):
-        slab = channel[z : z + depth]
-        if not isinstance(slab, np.ndarray):
-            buffer = np.empty(slab.shape, target.dtype)
-            slab.store(buffer, lock=False, scheduler="threads")
-            slab = buffer
-        for y in range(0, target.shape[2], height):
-            target[c, z : z + depth, y : y + height] = slab[:, y : y + height]
-            report(per_row)
-
-
-def _write_coarser(
-    finer: zarr.Array[Any], coarser: zarr.Array[Any], report: Callable[[int], None]
-) -> None:
-    """Fill a level from the next finer one, chunk by chunk."""
-    step = tuple(-(-f // c) for f, c in zip(finer.shape, coarser.shape, strict=True))
-    n_threads = os.cpu_count() or 1
-
-    def write(block: tuple[slice, ...]) -> None:
-        source = tuple(slice(s.start * f, s.stop * f) for s, f in zip(block, step, strict=True))
-        coarser[block] = block_means(np.asarray(finer[source])[0], step[1:])[None]
-
-    with ThreadPoolExecutor(n_threads) as pool:
-        blocks = _blocks(coarser.shape, coarser.chunks)
-        while batch := list(itertools.islice(blocks, 4 * n_threads)):
-            for _ in pool.map(write, batch):
-                report(1)
-
-
-def _blocks(shape: Sequence[int], chunks: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    starts = (range(0, n, c) for n, c in zip(shape, chunks, strict=True))
-    for corner in itertools.product(*starts):
-        yield tuple(slice(i, min(i + c, n)) for i, c, n in zip(corner, chunks, shape, strict=True))
-
-
-def block_means(
-    array: Shaped[np.ndarray, "z y x"], step: Sequence[int]
-) -> Shaped[np.ndarray, "z2 y2 x2"]:
-    """Mean over blocks of `step` voxels; of what there is, where the last block is cut short.
-
-    Integers are rounded to the nearest, halves up.
-    """
-    missing = [(0, -n % s) for n, s in zip(array.shape, step, strict=True)]
-    padded = np.pad(array, missing, mode="edge")  # repeating the one voxel keeps its mean
-    nz, ny, nx = (n // s for n, s in zip(padded.shape, step, strict=True))
-    blocks = padded.reshape(nz, step[0], ny, step[1], nx, step[2])
-    if array.dtype.kind == "f":
-        means: np.ndarray = blocks.mean(axis=(1, 3, 5), dtype=np.float64)
-    else:
-        n = math.prod(step)
-        means = (blocks.sum(axis=(1, 3, 5), dtype=np.uint32) + n // 2) // n
-    return means.astype(array.dtype)
-
-
-def _metadata(
-    name: str,
-    levels: Sequence[Level],
+def create(
+    path: Path,
+    n_channels: int,
+    shape: Shape3,
+    dtype: np.dtype[Any],
     voxel_size_um: Size3,
-    channel_names: Sequence[str],
-    coarsest: zarr.Array[Any],
-) -> dict[str, Any]:
-    datasets = []
+    layout: Layout,
+) -> None:
+    """Make the group and the empty arrays, named 0, 1, …, of an OME-Zarr."""
+    v3 = layout.ome_version == "0.5"
+    group = zarr.open_group(path, mode="w", zarr_format=3 if v3 else 2)
+    for i, level in enumerate(pyramid(shape, voxel_size_um)):
+        chunks, shards = _fitted(layout, level.shape)
+        options: dict[str, Any] = {
+            "compressors": [BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
+            "shards": None if shards == chunks else (1, *shards),
+            "dimension_names": ["c", "z", "y", "x"],
+        }
+        if not v3:
+            zstd = {"id": "blosc", "cname": "zstd", "clevel": 3, "shuffle": 1, "blocksize": 0}
+            separator = {"name": "v2", "separator": "/"}
+            options = {"compressors": zstd, "chunk_key_encoding": separator}
+        group.create_array(
+            str(i),
+            shape=(n_channels, *level.shape),
+            chunks=(1, *chunks),
+            dtype=np.dtype(dtype).newbyteorder("="),
+            **options,
+        )
+
+
+def _fitted(layout: Layout, shape: Shape3) -> tuple[Shape3, Shape3]:
+    """Chunks and shards of a level: no larger than it, a shard of whole chunks."""
+    chunks = smaller(layout.chunks, shape)
+    whole = [-(-n // c) * c for n, c in zip(shape, chunks, strict=True)]
+    return chunks, smaller(layout.shards or chunks, whole)
+
+
+def open_levels(path: Path) -> list[zarr.Array[Any]]:
+    """Open the arrays 0, 1, … of an OME-Zarr that `create` made, for reading and writing."""
+    group = zarr.open_group(path, mode="r+")
+    arrays = [group[str(i)] for i in range(len(list(group.array_keys())))]
+    return [array for array in arrays if isinstance(array, zarr.Array)]
+
+
+def write_unit(unit: Unit, array: zarr.Array[Any], box: Slices, voxels: Voxels) -> None:
+    """Write one unit and flush it to the disk, over whatever was there."""
+    files = _files(unit, array)
+    for file in files:
+        file.unlink(missing_ok=True)  # else zarr would read a shard, maybe a torn one, to update it
+    array[(unit.channel, *box)] = voxels
+    for file in files:
+        if file.exists():  # zarr writes no file where all is 0
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+
+
+def _files(unit: Unit, array: zarr.Array[Any]) -> list[Path]:
+    stored = (array.shards or array.chunks)[1:]
+    per_unit = map(ceil_div, unit_shape(array), stored)
+    grid = list(map(ceil_div, array.shape[1:], stored))
+    indices = itertools.product(
+        *(
+            range(i * n, min((i + 1) * n, end))
+            for i, n, end in zip(unit[2:], per_unit, grid, strict=True)
+        )
+    )
+    assert isinstance(array.store, LocalStore)
+    folder = array.store.root / array.path
+    return [folder / array.metadata.encode_chunk_key((unit.channel, *index)) for index in indices]
+
+
+def describe(path: Path, name: str, voxel_size_um: Size3, channel_names: Sequence[str]) -> None:
+    """Write the OME metadata of the arrays at a path; needs the coarsest level."""
+    group = zarr.open_group(path, mode="r+")
+    arrays = open_levels(path)
+    multiscale: dict[str, Any] = {
+        "name": name,
+        "type": "mean",
+        "axes": [
+            {"name": "c", "type": "channel"},
+            *({"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"),
+        ],
+        "datasets": datasets(pyramid(volume_shape(arrays[0]), voxel_size_um), voxel_size_um),
+    }
+    coarsest = np.asarray(arrays[-1][...])
+    omero = {"channels": list(map(_shown, range(len(coarsest)), channel_names, coarsest))}
+    if group.metadata.zarr_format == 3:
+        group.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale], "omero": omero}
+    else:
+        group.attrs["multiscales"] = [{"version": "0.4", **multiscale}]
+        group.attrs["omero"] = {"version": "0.4", **omero}
+
+
+def datasets(levels: Sequence[Level], voxel_size_um: Size3) -> list[dict[str, Any]]:
+    """What OME-Zarr says of the levels: path, voxel size and the centre of the first voxel."""
+    described = []
     for i, level in enumerate(levels):
         scale = [v * f for v, f in zip(voxel_size_um, level.factor, strict=True)]
         # A coarse voxel's centre is the centre of those it covers, not that of the first.
@@ -222,17 +201,17 @@ def _metadata(
             {"type": "scale", "scale": [1.0, *scale]},
             {"type": "translation", "translation": [0.0, *shift]},
         ]
-        datasets.append({"path": str(i), "coordinateTransformations": transforms})
-    axes = [{"name": "c", "type": "channel"}]
-    axes += [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"]
-    shown = []
-    for c, label in enumerate(channel_names):
-        low, start, end, high = np.nanpercentile(np.asarray(coarsest[c]), [0, 1, 99.8, 100])
-        window = {"min": float(low), "max": float(high), "start": float(start), "end": float(end)}
-        colour = _COLOURS[c % len(_COLOURS)]
-        shown.append({"label": label, "color": colour, "active": True, "window": window})
-    multiscale = {"name": name, "type": "mean", "axes": axes, "datasets": datasets}
-    return {"version": "0.5", "multiscales": [multiscale], "omero": {"channels": shown}}
+        described.append({"path": str(i), "coordinateTransformations": transforms})
+    return described
+
+
+def _shown(c: int, label: str, voxels: Voxels) -> dict[str, Any]:
+    finite = voxels[np.isfinite(voxels)].astype(np.float64)
+    percentiles = np.percentile(finite if finite.size else np.zeros(1), [0, 1, 99.8, 100])
+    low, start, end, high = percentiles.tolist()
+    window = {"min": low, "max": high, "start": start, "end": end}
+    colour = _COLOURS[c % len(_COLOURS)]
+    return {"label": label, "color": colour, "active": True, "window": window}
 
 
 def _stem(path: Path) -> str:
