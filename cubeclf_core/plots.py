@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from sklearn.metrics import precision_recall_curve
 
 Array = npt.NDArray[Any]
@@ -117,3 +120,90 @@ def classified_candidates(
     histogram.set(xlabel="probability of a cell", ylabel="candidates")
     histogram.legend(frameon=False)
     return figure
+
+
+def tissue_map(name: str, overview: Array, mask: Array, voxel_size_um: Sequence[float]) -> Figure:
+    """Show where tissue was found in a brain, so that a person can check it.
+
+    Parameters
+    ----------
+    name
+        Of the brain.
+    overview
+        Shape (c, z, y, x), a small copy of the whole volume.
+    mask
+        Shape (z, y, x), true where tissue is.
+    voxel_size_um
+        Of the overview, z y x.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        For each channel, planes along y x, z y and z x through the middle of the tissue, all to one
+        scale and with the tissue's outline, and the histogram of its grey values.
+    """
+    depth, height, width = np.multiply(mask.shape, voxel_size_um).tolist()
+    share = 0.35 * (height + depth)  # of the figure's height, for the histogram
+    tall = 5 * (height + depth + share) / (width + depth) + 1
+    figure = Figure((5 * len(overview), min(max(tall, 4), 12)), layout="constrained")
+    figure.suptitle(f"{name}: {mask.mean():.1%} of the volume is tissue")
+    panels = figure.subfigures(1, len(overview), squeeze=False)[0]
+    for panel, channel, title in zip(panels, overview, ("signal", "background"), strict=False):
+        panel.suptitle(title, fontsize=10)
+        axes = panel.subplot_mosaic(
+            [["yx", "yz"], ["zx", "."], ["grey values", "grey values"]],
+            width_ratios=(width, depth),
+            height_ratios=(height, depth, share),
+        )
+        _planes([axes["yx"], axes["yz"], axes["zx"]], channel, mask, voxel_size_um)
+        _grey_values(axes["grey values"], channel, mask)
+    return figure
+
+
+def _planes(panels: Sequence[Axes], channel: Array, mask: Array, size_um: Sequence[float]) -> None:
+    """Draw three planes through the middle of the tissue, with its outline and a scale bar."""
+    z, y, x = (int(np.median(where)) for where in np.nonzero(mask))
+    low, high = np.percentile(channel, (0.1, 99.8))
+    norm = PowerNorm(0.5, low, max(high, low + 1e-6), clip=True)  # a dim edge must be seen
+    size_z, size_y, size_x = size_um
+    for axes, plane, inside, height, width, where in (
+        (panels[0], channel[z], mask[z], size_y, size_x, f"z {z * size_z:.0f} µm"),
+        (panels[1], channel[:, :, x].T, mask[:, :, x].T, size_y, size_z, f"x {x * size_x:.0f} µm"),
+        (panels[2], channel[:, y], mask[:, y], size_z, size_x, f"y {y * size_y:.0f} µm"),
+    ):
+        rows, columns = plane.shape
+        extent = (0.0, columns * width, rows * height, 0.0)
+        axes.imshow(plane, cmap="gray", norm=norm, extent=extent, interpolation="nearest")
+        # Padded, so that the outline is closed where tissue is cut by the volume's border.
+        around = np.pad(inside, 1)
+        at_x, at_y = (np.arange(-0.5, n + 1) * s for n, s in ((columns, width), (rows, height)))
+        axes.contour(at_x, at_y, around, [0.5], colors=_CELL, linewidths=1)
+        axes.set_axis_off()
+        axes.set_title(where, fontsize=7, loc="left", pad=2)
+    length = _round_length(0.3 * channel.shape[2] * size_x)
+    bottom, left = 0.96 * channel.shape[1] * size_y, 0.04 * channel.shape[2] * size_x
+    panels[0].plot((left, left + length), (bottom, bottom), color="w", lw=2.5)
+    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    panels[0].text(left, bottom, label, color="w", fontsize=8, va="bottom", ha="left")
+
+
+def _grey_values(axes: Axes, channel: Array, mask: Array) -> None:
+    """Draw how often tissue and the rest have which grey values, both axes logarithmic."""
+    grey = channel - min(float(channel.min()), 0.0) + 1.0
+    bins = np.geomspace(grey.min(), max(np.percentile(grey, 99.9), grey.min() + 1), 50).tolist()
+    for where, colour, label in ((mask, _CELL, "tissue"), (~mask, "0.5", "outside")):
+        axes.hist(grey[where], bins, color=colour, histtype="step", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="grey value")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(labelsize=7)
+    axes.tick_params(axis="y", which="both", left=False, labelleft=False)
+    axes.spines[["left", "top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=7, loc="lower center")
+
+
+def _round_length(most_um: float) -> float:
+    """Give the largest 1, 2 or 5 times a power of ten that is not above a length."""
+    power = 10.0 ** np.floor(np.log10(most_um))
+    return float(power * max(m for m in (1, 2, 5) if m * power <= most_um))
