@@ -1,26 +1,59 @@
-"""Cuboids around given positions: each region of the volume is decoded about once.
+"""Cuboids around given positions: each chunk of the volume is decoded about once.
 
-Positions are grouped into blocks of the volume; a block is read in one go with the margin that its
-cuboids need, and cut. No position is dropped: what a cuboid lacks at the border is reflected.
+Which chunks every cuboid needs is known beforehand, so nothing is cached. Cells (a chunk, or a few
+small ones) are decoded in raster order; each hands its voxels to all cuboids it has a part in, and
+is forgotten. A cuboid waits only until its last cell has come by. So what is held are unfinished
+cuboids, not chunks: little where candidates are sparse, whatever the shape of the chunks. Where it
+would exceed the memory, the positions are split into bundles, one pass after another, and only what
+lies at the border of two bundles is decoded again.
+
+No position is dropped: what a cuboid lacks at the border of the volume is reflected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from cubeclf_core.axes import Shape3, Size3
-from cubeclf_core.geometry import resample, source_shape, starts_around
+from cubeclf_core.candidate_plan import Box, Integers, Plan, Visit, reflect
+from cubeclf_core.geometry import source_shape, starts_around
+from cubeclf_core.resample import resample
 from cubeclf_core.volumes import Volume
 
-_BLOCK_UM = 640.0  # with the margin of a cuboid, a few times a chunk of usual size
-_BLOCK_BYTES = 1 << 30  # of a block with its margin
+_CELL = (64, 128, 256)  # voxels read in one call, where chunks are smaller: calls have a price
+_MEMORY_BYTES = 1 << 30
+_PLAN_BYTES = 300  # a candidate, measured
+
+
+@dataclass(frozen=True)
+class RawCuboids:
+    """Some of the candidates' cuboids, as the volume holds them.
+
+    Attributes
+    ----------
+    index
+        Shape (b,), which of the positions.
+    cuboids
+        Of the volume's dtype and voxel size.
+    padded
+        Shape (b,), whether a part lay outside the volume and was reflected.
+    """
+
+    index: Integers
+    cuboids: Shaped[np.ndarray, "b c z y x"]
+    padded: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -37,7 +70,7 @@ class CandidateCuboids:
         Shape (b,), whether a part lay outside the volume and was reflected.
     """
 
-    index: npt.NDArray[np.int64]
+    index: Integers
     cuboids: Float[Tensor, "b c z y x"]
     padded: npt.NDArray[np.bool_]
 
@@ -50,8 +83,10 @@ def read_candidates(
     voxel_size_um: Size3,
     n_channels: int,
     batch_size: int = 64,
+    memory_bytes: int = _MEMORY_BYTES,
+    threads: int | None = None,
 ) -> Iterator[CandidateCuboids]:
-    """Read the cuboids around positions, block by block, in bounded memory.
+    """Read the cuboids around positions at a network's voxel size, in bounded memory.
 
     Parameters
     ----------
@@ -66,32 +101,73 @@ def read_candidates(
     n_channels
         Channels to read; no more than the volume has.
     batch_size
-        At most so many cuboids at a time.
+        At most so many cuboids at a time; fewer where so many would not fit the memory.
+    memory_bytes
+        Of unfinished cuboids and decoded chunks together. Less than two chunks, or than the cuboids
+        around one place, it cannot be.
+    threads
+        That decode ahead; by default one a core. What is read does not depend on them.
 
-    Yields
-    ------
-    CandidateCuboids
+    Returns
+    -------
+    iterator of CandidateCuboids
         In the order of reading; together every position once.
 
     Raises
     ------
     VolumeTooSmall
         If the volume is smaller than one cuboid.
+    VolumeError
+        If its voxels are far too coarse, or, while iterating, a chunk cannot be decoded.
+    """
+    parts = read_raw_candidates(
+        volume,
+        positions,
+        shape=shape,
+        voxel_size_um=voxel_size_um,
+        n_channels=n_channels,
+        batch_size=batch_size,
+        memory_bytes=memory_bytes,
+        threads=threads,
+    )
+    return (
+        CandidateCuboids(part.index, resample(part.cuboids, shape), part.padded) for part in parts
+    )
+
+
+def read_raw_candidates(
+    volume: Volume,
+    positions: npt.NDArray[np.float64],
+    *,
+    shape: Shape3,
+    voxel_size_um: Size3,
+    n_channels: int,
+    batch_size: int = 64,
+    memory_bytes: int = _MEMORY_BYTES,
+    threads: int | None = None,
+) -> Iterator[RawCuboids]:
+    """Read as `read_candidates` does, but in the volume's own dtype and voxel size.
+
+    To convert to float32 costs about as much as to decode; this leaves it, and `resample`, to the
+    device.
     """
     extent = source_shape(shape, voxel_size_um, volume)
-    starts = starts_around(positions, extent)
-    for group in _blocks(volume, positions, extent, n_channels):
-        # What is reflected at a border lies within one cuboid's extent of it.
-        low = np.minimum(starts[group].min(axis=0), np.array(volume.shape) - extent).clip(0, None)
-        high = np.maximum((starts[group] + extent).max(axis=0), extent).clip(None, volume.shape)
-        block = volume.read(low, high, n_channels)
-        for index in np.split(group, range(batch_size, len(group), batch_size)):
-            cut = [_cut(block, low, start, extent, volume.shape) for start in starts[index]]
-            yield CandidateCuboids(
-                index,
-                resample(np.stack([cuboid for cuboid, _ in cut]), shape),
-                np.array([padded for _, padded in cut]),
-            )
+    assert positions.ndim == 2
+    assert positions.shape[1] == 3
+    assert min(batch_size, memory_bytes) > 0
+    if len(positions) == 0:
+        return iter(())
+    n_threads = threads or os.cpu_count() or 1
+    cell = _cell_shape(volume, n_channels)
+    voxel_bytes = n_channels * volume.dtype.itemsize
+    # A cell exists twice while it is decoded: as the chunk, and as the box it is copied to.
+    cell_bytes = 2 * voxel_bytes * int(np.minimum(cell, volume.shape).prod())
+    ahead = min(2 * n_threads, max(1, memory_bytes // 4 // cell_bytes))
+    others = ahead * cell_bytes + _PLAN_BYTES * len(positions)
+    budget = max(memory_bytes // 4, memory_bytes - others)
+    n_live = max(1, budget // (voxel_bytes * int(np.prod(extent))))
+    plan = Plan(volume, starts_around(positions, extent), extent, cell, batch_size, n_live)
+    return _gather(volume, plan, n_channels, n_threads, ahead)
 
 
 def read_all_candidates(
@@ -101,60 +177,106 @@ def read_all_candidates(
     shape: Shape3,
     voxel_size_um: Size3,
     n_channels: int,
+    memory_bytes: int = _MEMORY_BYTES,
+    threads: int | None = None,
 ) -> Float[Tensor, "n c z y x"]:
     """Read the cuboids around positions into memory, in their order; see `read_candidates`."""
     cuboids = torch.empty(len(positions), n_channels, *shape)
     for part in read_candidates(
-        volume, positions, shape=shape, voxel_size_um=voxel_size_um, n_channels=n_channels
+        volume,
+        positions,
+        shape=shape,
+        voxel_size_um=voxel_size_um,
+        n_channels=n_channels,
+        memory_bytes=memory_bytes,
+        threads=threads,
     ):
         cuboids[torch.from_numpy(part.index)] = part.cuboids
     return cuboids
 
 
-def _blocks(
-    volume: Volume, positions: npt.NDArray[np.float64], extent: Shape3, n_channels: int
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Group positions by block, blocks in z y x order, the file's order within a block."""
-    block = (positions // _block_shape(volume, extent, n_channels)).astype(np.int64)
-    _, inverse = np.unique(block, axis=0, return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    yield from np.split(order, np.flatnonzero(np.diff(inverse[order])) + 1)
+def _gather(
+    volume: Volume, plan: Plan, n_channels: int, threads: int, ahead: int
+) -> Iterator[RawCuboids]:
+    """Hand the voxels of each cell to its cuboids, and yield the batches that are complete."""
+    n, size = len(plan.rank), plan.batch_size
+    batches: dict[int, Box] = {}
+    missing: dict[int, int] = {}
+    with closing(_decoded(volume, plan, n_channels, threads, ahead)) as decoded:
+        for visit, box in decoded:
+            starts, corner = plan.starts[visit.who], visit.corner
+            in_cuboid = visit.low - starts, visit.high - starts
+            in_box = visit.low - corner, visit.high - corner
+            for who, rank, completed, padded, to, to_stop, at, at_stop in zip(
+                visit.who.tolist(),
+                plan.rank[visit.who].tolist(),
+                visit.completed.tolist(),
+                plan.padded[visit.who].tolist(),
+                *(place.tolist() for place in (*in_cuboid, *in_box)),
+                strict=True,
+            ):
+                which, row = divmod(rank, size)
+                if which not in batches:
+                    missing[which] = min(size, n - which * size)
+                    batch_shape = (missing[which], n_channels, *plan.extent)
+                    batches[which] = np.empty(batch_shape, volume.dtype)
+                cuboid = batches[which][row]
+                if padded:
+                    _reflect_into(cuboid, box, plan.starts[who], corner, volume.shape)
+                else:
+                    cuboid[_box(to, to_stop)] = box[_box(at, at_stop)]
+                missing[which] -= completed
+                if missing[which] == 0:
+                    index = plan.by_rank[which * size :][:size]
+                    del cuboid, missing[which]
+                    yield RawCuboids(index, batches.pop(which), plan.padded[index])
+            del box  # before the next is waited for
+    assert not batches
 
 
-def _block_shape(volume: Volume, extent: Shape3, n_channels: int) -> npt.NDArray[np.int64]:
-    """Choose the block, in voxels, such that with its margin it keeps to `_BLOCK_BYTES`."""
-    voxel_bytes = n_channels * volume.dtype.itemsize
+def _box(low: list[int], high: list[int]) -> tuple[slice, slice, slice, slice]:
+    (z, y, x), (z_stop, y_stop, x_stop) = low, high
+    return slice(None), slice(z, z_stop), slice(y, y_stop), slice(x, x_stop)
+
+
+def _decoded(
+    volume: Volume, plan: Plan, n_channels: int, threads: int, ahead: int
+) -> Generator[tuple[Visit, Box], None, None]:
+    """Decode the cells of a plan, `ahead` of them before they are asked for."""
+    visits = plan.visits()
+    pending: deque[Future[tuple[Visit, Box]]] = deque()
+    pool = ThreadPoolExecutor(threads, "candidates")
+    try:
+        while True:
+            for visit in islice(visits, ahead - len(pending)):
+                pending.append(pool.submit(visit.read, volume, n_channels))
+            if not pending:
+                return
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cell_shape(volume: Volume, n_channels: int) -> Integers:
+    """Choose what is read in one call: whole chunks, several where they are small."""
+    chunks = np.array([channel.chunks for channel in volume.channels[:n_channels]])
     shape = np.array(volume.shape)
-    size = np.minimum(np.maximum(1, np.rint(_BLOCK_UM / np.array(volume.voxel_size_um))), shape)
-    if volume.chunk_shape[1:] == volume.shape[1:]:  # planes are decoded whole: use all of them
-        size[1:] = shape[1:]
-    while np.prod(np.minimum(size + extent, shape)) * voxel_bytes > _BLOCK_BYTES and size.max() > 1:
-        axis = 0 if size[0] > 1 else int(size.argmax())
-        size[axis] = np.ceil(size[axis] / 2)
-    block: npt.NDArray[np.int64] = size.astype(np.int64)
-    return block
+    cell: Integers = np.minimum(chunks.max(axis=0), shape)
+    while cell.prod() < np.prod(_CELL) and (cell < shape).any():
+        room = np.where(cell < shape, cell / np.array(_CELL), np.inf)
+        cell[room.argmin()] *= 2
+    return cell
 
 
-def _cut(
-    block: npt.NDArray[np.generic],
-    low: npt.NDArray[np.int64],
-    start: npt.NDArray[np.int64],
-    extent: Shape3,
-    shape: Shape3,
-) -> tuple[npt.NDArray[np.generic], bool]:
-    """Cut the cuboid at `start` out of a block that begins at `low`, in the volume's voxels."""
-    stop = start + extent
-    if (start >= 0).all() and (stop <= shape).all():
-        inside = (slice(a, b) for a, b in zip(start - low, stop - low, strict=True))
-        return block[(slice(None), *inside)], False
-    z, y, x = (
-        _reflect(np.arange(a, b), n) - first
-        for a, b, n, first in zip(start, stop, shape, low, strict=True)
-    )
-    return block[:, z[:, None, None], y[:, None], x], True
-
-
-def _reflect(index: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
-    """Mirror indices at the first and the last of `n` voxels, which are not repeated."""
-    mirrored: npt.NDArray[np.int64] = (n - 1) - np.abs((n - 1) - np.abs(index))
-    return mirrored
+def _reflect_into(cuboid: Box, box: Box, start: Integers, corner: Integers, shape: Shape3) -> None:
+    """Write those voxels of a reflected cuboid that lie in a box of the volume at `corner`."""
+    into: list[Integers] = []
+    out_of: list[Integers] = []
+    for axis in range(3):
+        extent, size = cuboid.shape[axis + 1], box.shape[axis + 1]
+        index = reflect(start[axis] + np.arange(extent), shape[axis]) - corner[axis]
+        inside = (index >= 0) & (index < size)
+        into.append(np.flatnonzero(inside))
+        out_of.append(index[inside])
+    for channel, source in zip(cuboid, box, strict=True):
+        channel[np.ix_(*into)] = source[np.ix_(*out_of)]

@@ -1,6 +1,6 @@
-"""How big a cuboid is in a volume's own voxels, where it starts, and how it is resampled.
+"""How big a cuboid is in a volume's own voxels, and where it starts.
 
-Extent, centring and interpolation are those of cellfinder 1.10, so that a classifier sees the same
+Both are those of cellfinder 1.10, so that a classifier sees the same
 voxels here and there.
 """
 
@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
 
 from cubeclf_core.axes import Shape3, Size3
 from cubeclf_core.errors import VolumeError, VolumeTooSmall
@@ -75,19 +71,3 @@ def starts_around(positions: npt.NDArray[np.float64], shape: Shape3) -> npt.NDAr
     z = np.trunc(positions[:, :1] - shape[0] // 2)
     yx = np.rint(positions[:, 1:] - np.array(shape[1:]) / 2)  # rint rounds half to even, as Python
     return np.concatenate([z, yx], axis=1).astype(np.int64)
-
-
-def resample(cuboids: npt.NDArray[np.generic], shape: Shape3) -> Float[Tensor, "b c z y x"]:
-    """Resample raw cuboids trilinearly to the network's voxels; a copy as float32 if they fit.
-
-    Parameters
-    ----------
-    cuboids
-        Shape (b, c, z, y, x), any real dtype.
-    shape
-        z y x, wanted.
-    """
-    tensor = torch.from_numpy(cuboids.astype(np.float32))
-    if tensor.shape[2:] == shape:
-        return tensor
-    return F.interpolate(tensor, size=shape, mode="trilinear")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from cubeclf_core.candidates import read_all_candidates, read_candidates
 from cubeclf_core.errors import VolumeTooSmall
-from cubeclf_core.geometry import resample, source_shape, starts_around
+from cubeclf_core.geometry import source_shape, starts_around
+from cubeclf_core.resample import resample
 from cubeclf_core.volumes import ArraySource, Volume
 
 UM = (5.0, 1.0, 1.0)
