@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,11 @@ class RunFolder:
 
     def log(self, **values: float | int | str) -> None:
         """Append one line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        self.append("metrics.jsonl", values)
+
+    def append(self, name: str, values: Mapping[str, Any]) -> None:
+        """Append one line to a file of JSON lines."""
+        with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def tell(self, message: str) -> None:

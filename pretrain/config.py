@@ -103,7 +103,8 @@ class PretrainConfig:
     Parameters
     ----------
     brains
-        OME-Zarr, zarr array, folder of TIFF planes, TIFF stack, or a YAML brains file.
+        OME-Zarr or zarr array (also by URL), folder of TIFF planes, TIFF stack, or a YAML brains
+        file.
     out
         Folder of the run.
     method
@@ -123,7 +124,12 @@ class PretrainConfig:
     voxel_size_um
         Z Y X of brains whose files do not say.
     candidate_share
-        For brains with cells: the share of cuboids centred near one of them. Types are not used.
+        Of the cuboids, centred near a candidate: one of a brain's cells, whatever its type, or a
+        bright spot where it has none.
+    memory_gb
+        For decoded regions and what is read ahead, in GiB.
+    draws_per_chunk
+        Cuboids that are drawn from a decoded chunk before it goes; fewer take longer to read.
     precision
         32-true, or bf16-mixed where the device is fast at it.
     seed
@@ -138,7 +144,7 @@ class PretrainConfig:
         Settings of DINO.
     """
 
-    brains: tuple[Path, ...]
+    brains: tuple[str, ...]
     _: KW_ONLY
     out: Path
     method: Literal["mae", "dino"] = "mae"
@@ -150,6 +156,8 @@ class PretrainConfig:
     channels: Literal[1, 2] | None = None
     voxel_size_um: tuple[float, float, float] | None = None
     candidate_share: float = 0.5
+    memory_gb: float = 2.0
+    draws_per_chunk: int = 32
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: int = 0
     log_every: int = 20
@@ -167,4 +175,8 @@ class PretrainConfig:
         require(math.isfinite(rate) and rate > 0, "--learning-rate", rate, "a number above 0")
         require(math.isfinite(decay) and decay >= 0, "--weight-decay", decay, "0 or more")
         require(0 <= share <= 1, "--candidate-share", share, "0 to 1")
+        memory = self.memory_gb
+        require(math.isfinite(memory) and memory > 0, "--memory-gb", memory, "a number above 0")
+        draws = self.draws_per_chunk
+        require(draws >= 1, "--draws-per-chunk", draws, "at least 1")
         require(self.seed >= 0, "--seed", self.seed, "0 or more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,9 +21,11 @@ from cubeclf_core.errors import InputError, RunFailed, VolumeError
 from cubeclf_core.files import check_output
 from cubeclf_core.metrics import rank_me
 from cubeclf_core.normalise import standardise
-from cubeclf_core.plots import training_curves
+from cubeclf_core.plots import tissue_map, training_curves
+from cubeclf_core.resample import to_network
 from cubeclf_core.runs import RunFolder
 from cubeclf_core.stream import Batch, CuboidStream
+from cubeclf_core.tissue import examine, overview
 from cubeclf_core.vit import Vit3d, Vit3dConfig
 from pretrain.config import PretrainConfig
 from pretrain.dino import Dino
@@ -51,6 +53,8 @@ def pretrain(config: PretrainConfig) -> None:
     check_output(config.out, overwrite=config.overwrite, inputs=inputs)
     network = Vit3dConfig(size=config.size, channels=_channels(config, brains))
     objective = build_objective(config, build_backbone(network, config.seed))
+    overviews = [overview(brain.volume, network.channels) for brain in brains]
+    surveys = [examine(seen) for seen in overviews]
     stream = CuboidStream(
         brains,
         shape=objective.canvas_shape,
@@ -58,11 +62,22 @@ def pretrain(config: PretrainConfig) -> None:
         n_channels=network.channels,
         batch_size=config.batch_size,
         seed=config.seed,
+        weights=[brain.weight for brain in brains],
         candidate_share=config.candidate_share,
+        draws_per_chunk=config.draws_per_chunk,
+        memory_bytes=round(config.memory_gb * (1 << 30)),
+        surveys=surveys,
     )
-    stream.batch(0)  # what cannot be read is found out before anything is written
     run = RunFolder(config.out, config)
     run.tell(f"pretraining {config.method} {config.size} on {', '.join(b.name for b in brains)}")
+    run.tell(f"stream    {stream.describe()}")
+    for brain, seen, found in zip(brains, overviews, surveys, strict=True):
+        figure = tissue_map(brain.name, seen.voxels, found.mask, seen.voxel_size_um)
+        picture = run.save_figure(f"figures/tissue_{brain.name}.png", figure)
+        run.tell(f"tissue    {found.statistics.tissue:.0%} of {brain.name}: {picture}")
+    told = {brain.name: asdict(s.statistics) for brain, s in zip(brains, surveys, strict=True)}
+    run.write_json("statistics.json", told)
+    overviews.clear()  # they are large
     fit = Fit(config, objective, stream, run)
     try:
         fit.train()
@@ -83,6 +98,7 @@ class Fit:
     stream: CuboidStream
     run: RunFolder
     done: int = 0
+    listed: int = 0
 
     def account(self) -> dict[str, object]:
         """What a checkpoint says of the training it comes from."""
@@ -117,7 +133,9 @@ class Fit:
                         learning_rate=self._learning_rate(step),
                         cuboids_per_s=self.done * config.batch_size / elapsed,
                         wait_share=waited / elapsed,
+                        faults=len(self.stream.faults),
                     )
+                    self._list_faults()
                 advance(note=f"loss {float(told['loss'].detach()):.4f}")
 
     def _step(
@@ -128,8 +146,9 @@ class Fit:
         for group in optimizer.param_groups:
             group["lr"] = self._learning_rate(step)
         random = generator(self.config.seed, step, device=fabric.device)
-        loss, told = model(batch.cuboids.to(fabric.device), random, share)
-        _check_finite(loss, step, batch, self.stream)
+        cuboids = to_network(batch, self.stream.shape, fabric.device)
+        loss, told = model(cuboids, random, share)
+        _check_finite(loss, step)
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(loss)
         self.objective.before_update(share)
@@ -138,6 +157,14 @@ class Fit:
         self.objective.after_update(share)
         return {"loss": loss, **told}
 
+    def _list_faults(self) -> None:
+        """Write down the regions that could not be read since the last time."""
+        for fault in self.stream.faults[self.listed :]:
+            where = f"{fault.brain} at z y x {list(fault.start)}"
+            self.run.tell(f"fault     {where}, another region drawn instead: {fault.reason}")
+            self.run.append("faults.jsonl", asdict(fault))
+        self.listed = len(self.stream.faults)
+
     def finish(self) -> None:
         """Draw the pictures and say how the result compares with the untrained network."""
         curves = self.run.save_figure(
@@ -145,7 +172,8 @@ class Fit:
         )
         n_batches = -(-_MONITOR_CUBOIDS // self.config.batch_size)
         steps = range(_MONITOR_STEP, _MONITOR_STEP + n_batches)
-        monitored = torch.cat([self.stream.batch(step).cuboids for step in steps])
+        batches = self.stream.batches(steps.start, steps.stop)
+        monitored = torch.cat([to_network(batch, self.stream.shape) for batch in batches])
         ranks = self._ranks(monitored)
         self.run.write_json("metrics.json", ranks)
         objective = self.objective.cpu().eval()
@@ -224,16 +252,10 @@ def _timed(batches: Iterator[Batch]) -> Iterator[tuple[float, Batch]]:
         yield time.monotonic() - start, batch
 
 
-def _check_finite(loss: Tensor, step: int, batch: Batch, stream: CuboidStream) -> None:
-    if torch.isfinite(loss):
-        return
-    bad = ~torch.isfinite(batch.cuboids).flatten(1).all(1).numpy()
-    where = [
-        f"{stream.brains[which].name} at z y x {origin.tolist()}"
-        for which, origin in zip(batch.brain[bad], batch.origin[bad], strict=True)
-    ]
-    cause = f"values that are not finite in {where[0]}" if where else "try a lower --learning-rate"
-    raise RunFailed(f"the loss of step {step} is {float(loss.detach())}: {cause}")
+def _check_finite(loss: Tensor, step: int) -> None:
+    if not torch.isfinite(loss):  # the stream lets no such voxels through
+        found = float(loss.detach())
+        raise RunFailed(f"the loss of step {step} is {found}: try a lower --learning-rate")
 
 
 @torch.no_grad()

@@ -1,0 +1,52 @@
+"""Buffers: large arrays whose memory is used again, since having it zeroed anew costs a copy."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Buffers:
+    """Gives out arrays; the memory of one that nobody refers to any longer is given out again.
+
+    Parameters
+    ----------
+    spare
+        How many unused buffers to keep.
+    """
+
+    def __init__(self, spare: int) -> None:
+        self._spare = spare
+        self._free: list[npt.NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+
+    def take(self, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Give an array with arbitrary content; its views keep it too."""
+        n_bytes = math.prod(shape) * dtype.itemsize
+        with self._lock:
+            at = next((i for i, b in enumerate(self._free) if b.nbytes == n_bytes), None)
+            memory = None if at is None else self._free.pop(at)
+        if memory is None:
+            memory = np.empty(n_bytes, np.uint8)
+        return np.asarray(_Lease(memory, self)).view(dtype).reshape(shape)
+
+    def _give_back(self, memory: npt.NDArray[np.uint8]) -> None:
+        with self._lock:
+            self._free.append(memory)
+            del self._free[: -self._spare or None]
+
+
+class _Lease:
+    """What an array and all its views refer to; its end is the buffer's return."""
+
+    def __init__(self, memory: npt.NDArray[np.uint8], buffers: Buffers) -> None:
+        self.__array_interface__ = memory.__array_interface__
+        self._memory, self._buffers = memory, buffers
+
+    def __del__(self) -> None:
+        self._buffers._give_back(self._memory)
