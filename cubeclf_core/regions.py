@@ -151,6 +151,7 @@ class Regions:
         self._ends = np.cumsum(shares)
         self._kept: list[Region] | None = [] if keep else None
         self._live: WeakValueDictionary[tuple[int, int], Region] = WeakValueDictionary()
+        self._broken: dict[tuple[int, int], VolumeError] = {}
         self._reading: dict[tuple[int, int], Future[Region]] = {}
         self._buffers = Buffers(SPARE)
         self._failed = Counter[int]()  # in a row
@@ -200,7 +201,10 @@ class Regions:
         with self._lock:
             live = self._live.get(key)
             if live is not None:
+                self._failed[field.brain] = 0
                 return live
+            if key in self._broken:
+                raise self._broken[key]
             future = self._reading.get(key)
             mine = future is None
             if future is None:
@@ -218,6 +222,8 @@ class Regions:
             except BaseException as error:
                 with self._lock:
                     del self._reading[key]
+                    if isinstance(error, VolumeError):
+                        self._broken[key] = error  # its retries have been made
                 future.set_exception(error)
         return future.result()
 

@@ -95,7 +95,8 @@ class DinoConfig:
 class PretrainConfig:
     """Pretrain a 3D vision transformer on unlabelled brains.
 
-    Cuboids are drawn from all brains alike; a brain with another voxel size is resampled. The
+    Cuboids are drawn from all brains alike (a brains file may give weights), and only from tissue;
+    a brain with another voxel size is resampled. The
     backbone is written to OUT/exported/backbone.safetensors, for `cubeclf-finetune --backbone OUT`.
     Settings of an objective, such as --mae.mask-ratio 0.6 or --dino.prototypes 512, are listed by
     --print-config and may stand in a --config file.
@@ -157,7 +158,7 @@ class PretrainConfig:
     voxel_size_um: tuple[float, float, float] | None = None
     candidate_share: float = 0.5
     memory_gb: float = 2.0
-    draws_per_chunk: int = 32
+    draws_per_chunk: Annotated[int, Parameter(show=False)] = 32
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: int = 0
     log_every: int = 20
