@@ -27,13 +27,16 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from cubeclf_core.axes import Shape3, Size3
+from cubeclf_core.buffers import Buffers
 from cubeclf_core.candidate_plan import Box, Integers, Plan, Visit, reflect
+from cubeclf_core.copying import copy_box
 from cubeclf_core.geometry import source_shape, starts_around
 from cubeclf_core.resample import resample
 from cubeclf_core.volumes import Volume
 
 _CELL = (64, 128, 256)  # voxels read in one call, where chunks are smaller: calls have a price
 _MEMORY_BYTES = 1 << 30
+_SPARE = 2  # batches' memory kept to be used again
 _PLAN_BYTES = 300  # a candidate, measured
 
 
@@ -200,31 +203,31 @@ def _gather(
 ) -> Iterator[RawCuboids]:
     """Hand the voxels of each cell to its cuboids, and yield the batches that are complete."""
     n, size = len(plan.rank), plan.batch_size
+    buffers = Buffers(_SPARE)
     batches: dict[int, Box] = {}
     missing: dict[int, int] = {}
     with closing(_decoded(volume, plan, n_channels, threads, ahead)) as decoded:
         for visit, box in decoded:
             starts, corner = plan.starts[visit.who], visit.corner
-            in_cuboid = visit.low - starts, visit.high - starts
-            in_box = visit.low - corner, visit.high - corner
-            for who, rank, completed, padded, to, to_stop, at, at_stop in zip(
+            parts = visit.low - starts, visit.low - corner, visit.high - visit.low
+            for who, rank, completed, padded, to, at, part in zip(
                 visit.who.tolist(),
                 plan.rank[visit.who].tolist(),
                 visit.completed.tolist(),
                 plan.padded[visit.who].tolist(),
-                *(place.tolist() for place in (*in_cuboid, *in_box)),
+                *(places.tolist() for places in parts),
                 strict=True,
             ):
                 which, row = divmod(rank, size)
                 if which not in batches:
                     missing[which] = min(size, n - which * size)
                     batch_shape = (missing[which], n_channels, *plan.extent)
-                    batches[which] = np.empty(batch_shape, volume.dtype)
+                    batches[which] = buffers.take(batch_shape, volume.dtype)
                 cuboid = batches[which][row]
                 if padded:
                     _reflect_into(cuboid, box, plan.starts[who], corner, volume.shape)
                 else:
-                    cuboid[_box(to, to_stop)] = box[_box(at, at_stop)]
+                    copy_box(box, at, cuboid, to, part)
                 missing[which] -= completed
                 if missing[which] == 0:
                     index = plan.by_rank[which * size :][:size]
@@ -232,11 +235,6 @@ def _gather(
                     yield RawCuboids(index, batches.pop(which), plan.padded[index])
             del box  # before the next is waited for
     assert not batches
-
-
-def _box(low: list[int], high: list[int]) -> tuple[slice, slice, slice, slice]:
-    (z, y, x), (z_stop, y_stop, x_stop) = low, high
-    return slice(None), slice(z, z_stop), slice(y, y_stop), slice(x, x_stop)
 
 
 def _decoded(

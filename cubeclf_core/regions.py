@@ -16,6 +16,7 @@ import numpy.typing as npt
 from jaxtyping import Shaped
 
 from cubeclf_core.buffers import Buffers
+from cubeclf_core.copying import copy_box
 from cubeclf_core.errors import VolumeError
 from cubeclf_core.places import Places
 from cubeclf_core.tiles import Ints, Tiling
@@ -97,19 +98,30 @@ class Region:
     start: Ints
     voxels: Shaped[np.ndarray, "c z y x"]
 
-    def cut(self, origin: Ints) -> Shaped[np.ndarray, "c z y x"]:
-        """View the cuboid at an origin."""
-        z, y, x = (int(v) for v in origin - self.start)
-        nz, ny, nx = self.field.tiling.extent
-        return self.voxels[:, z : z + nz, y : y + ny, x : x + nx]
-
 
 @dataclass(frozen=True)
 class Visit:
-    """A live region, and origins in the order in which they are drawn; shape (n, 3)."""
+    """A live region, and origins in the order in which they are drawn.
+
+    Attributes
+    ----------
+    region
+        Where to cut.
+    origins
+        Shape (n, 3), z y x in the volume.
+    offsets
+        The same, from the region's first voxel.
+    """
 
     region: Region
     origins: Ints
+    offsets: list[list[int]]
+
+    def cut(self, number: int, out: Shaped[np.ndarray, "c z y x"]) -> None:
+        """Copy the cuboid of one draw."""
+        region = self.region
+        extent = region.field.tiling.extent
+        copy_box(region.voxels, self.offsets[number], out, (0, 0, 0), extent)
 
 
 class Regions:
@@ -188,7 +200,8 @@ class Regions:
                 self._record(field, tile, error, epoch, entry, attempt)
                 continue
             random = np.random.default_rng((self._seed, 3, epoch, entry, attempt, *key))
-            return Visit(region, field.places.draw(tile, n, random, region.voxels))
+            origins = field.places.draw(tile, n, random, region.voxels)
+            return Visit(region, origins, (origins - region.start).tolist())
 
     def _replacement(self, epoch: int, entry: int, attempt: int) -> int:
         random = np.random.default_rng((self._seed, 4, epoch, entry, attempt))

@@ -27,7 +27,7 @@ from cubeclf_core.buffers import Buffers
 from cubeclf_core.errors import InputError, VolumeError
 from cubeclf_core.geometry import source_shape
 from cubeclf_core.places import Around, Mixed, Peaks, Places, Tissue
-from cubeclf_core.regions import SPARE, Fault, Field, Region, Regions, Visit
+from cubeclf_core.regions import SPARE, Fault, Field, Regions, Visit
 from cubeclf_core.schedule import Draws, Schedule
 from cubeclf_core.screen import implausible, limits_from
 from cubeclf_core.tiles import Tiling, choose_tiling
@@ -308,21 +308,21 @@ class CuboidStream:
     def _gather(self, draws: Draws, visits: list[Future[Visit]]) -> Batch:
         """Cut the cuboids of one batch out of their regions."""
         held = [visit.result() for visit in visits]
-        number = draws.number.tolist()
-        cuts: dict[tuple[Any, ...], list[tuple[int, Region]]] = {}
-        brain = np.empty(len(held), np.int64)
-        origin = np.empty((len(held), 3), np.int64)
-        for row, (visit, n) in enumerate(zip(held, number, strict=True)):
-            brain[row] = visit.region.field.brain
-            origin[row] = visit.origins[n % len(visit.origins)]
-            key = (visit.region.voxels.dtype, visit.region.field.tiling.extent)
-            cuts.setdefault(key, []).append((row, visit.region))
+        numbers = [
+            n % len(visit.offsets) for visit, n in zip(held, draws.number.tolist(), strict=True)
+        ]
+        kinds: dict[tuple[Any, ...], list[int]] = {}
+        for row, visit in enumerate(held):
+            region = visit.region
+            kinds.setdefault((region.voxels.dtype, region.field.tiling.extent), []).append(row)
         parts = []
-        for (dtype, extent), some in cuts.items():
-            cuboids = self._buffers.take((len(some), self.n_channels, *extent), dtype)
-            for out, (row, region) in zip(cuboids, some, strict=True):
-                out[...] = region.cut(origin[row])
-            parts.append(Part(np.array([row for row, _ in some]), cuboids))
+        for (dtype, extent), rows in kinds.items():
+            cuboids = self._buffers.take((len(rows), self.n_channels, *extent), dtype)
+            for out, row in zip(cuboids, rows, strict=True):
+                held[row].cut(numbers[row], out)
+            parts.append(Part(np.array(rows), cuboids))
+        brain = np.array([visit.region.field.brain for visit in held])
+        origin = np.stack([visit.origins[n] for visit, n in zip(held, numbers, strict=True)])
         return Batch(tuple(parts), brain, origin)
 
     def _digest(self, *settings: Any) -> str:
