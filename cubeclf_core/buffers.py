@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -23,22 +24,25 @@ class Buffers:
     def __init__(self, spare: int) -> None:
         self._spare = spare
         self._free: list[npt.NDArray[np.uint8]] = []
+        self._returned: SimpleQueue[npt.NDArray[np.uint8]] = SimpleQueue()
         self._lock = threading.Lock()
 
     def take(self, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Give an array with arbitrary content; its views keep it too."""
         n_bytes = math.prod(shape) * dtype.itemsize
         with self._lock:
+            while not self._returned.empty():
+                self._free.append(self._returned.get())
+            del self._free[: -self._spare or None]
             at = next((i for i, b in enumerate(self._free) if b.nbytes == n_bytes), None)
             memory = None if at is None else self._free.pop(at)
         if memory is None:
             memory = np.empty(n_bytes, np.uint8)
         return np.asarray(_Lease(memory, self)).view(dtype).reshape(shape)
 
-    def _give_back(self, memory: npt.NDArray[np.uint8]) -> None:
-        with self._lock:
-            self._free.append(memory)
-            del self._free[: -self._spare or None]
+    def give_back(self, memory: npt.NDArray[np.uint8]) -> None:
+        """Take memory back, from any thread at any moment: the garbage collector calls this."""
+        self._returned.put(memory)  # a lock could be one that this very thread holds
 
 
 class _Lease:
@@ -49,4 +53,4 @@ class _Lease:
         self._memory, self._buffers = memory, buffers
 
     def __del__(self) -> None:
-        self._buffers._give_back(self._memory)
+        self._buffers.give_back(self._memory)

@@ -178,7 +178,12 @@ def _locked(folder: Path) -> Iterator[None]:
 def _lock(path: Path) -> IO[bytes]:
     """Open and lock a file; the system frees the lock when the process ends, however it ends."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputExists(
+                f"{path.parent.parent} cannot be written to ({error}); choose another --out"
+            ) from error
         with suppress(FileNotFoundError):  # the one who held it is done and removed it: once more
             file = path.open("ab+", buffering=0)
             if not _try_lock(file):

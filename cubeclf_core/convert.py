@@ -32,7 +32,7 @@ from cubeclf_core.pyramid import (
     open_levels,
     write_unit,
 )
-from cubeclf_core.sources import BROKEN, PlanesSource, Slices, Source
+from cubeclf_core.sources import BROKEN, Slices, Source
 from cubeclf_core.units import Unit, Voxels, count_units, each_unit
 from cubeclf_core.volumes import check_match, check_voxel_size, open_volume, stem
 
@@ -118,17 +118,8 @@ def _open(config: ConvertConfig) -> _Job:
         layout = Layout(chunks=INNER_CHUNKS, shards=SHARDS)
     else:
         layout = Layout(config.ome_version)
-    memory = config.memory_gb * 1e9 - PROGRAM_BYTES - sum(map(_kept_bytes, channels))
+    memory = config.memory_gb * 1e9 - PROGRAM_BYTES - sum(map(kept_bytes, channels))
     return _Job(config.out, config.inputs, channels, size, layout, memory)
-
-
-def _kept_bytes(channel: Source) -> int:
-    """Count what a channel keeps of decoded planes."""
-    if not isinstance(channel, PlanesSource) or channel.chunks == sources.WINDOW:
-        return 0
-    depth, height, width = channel.shape
-    plane = height * width * channel.dtype.itemsize
-    return min(depth * plane, max(sources.PLANE_CACHE_BYTES, plane))
 
 
 def _write(job: _Job, work: Conversion) -> None:

@@ -1,7 +1,7 @@
 """Places: where in a volume cuboids are drawn, as a measure over their origins.
 
 Each kind of place says how much of its measure lies in each tile, and draws origins within a tile
-in proportion to it. Everything is exact: over all tiles, origins follow the measure.
+in proportion to it, so that over all tiles, origins follow the measure.
 """
 
 from __future__ import annotations
@@ -89,13 +89,18 @@ class Tissue:
         )
         z, y, x = counts
         weights = self._mask[np.ix_(*cells)] * (1.0 * z[:, None, None] * y[:, None] * x)
-        cell = np.unravel_index(_choose(weights.ravel(), n, random), weights.shape)
+        cell = np.unravel_index(choose(np.cumsum(weights), n, random), weights.shape)
         within = random.random((n, 3))
         drawn = [
             a + first[i] + (u * count[i]).astype(np.int64)
             for a, first, count, i, u in zip(start, firsts, counts, cell, within.T, strict=True)
         ]
         return np.stack(drawn, axis=1)
+
+    def holds(self, origins: Ints) -> npt.NDArray[np.bool_]:
+        """Tell of which origins, shape (n, 3), the cuboid has its middle in tissue."""
+        z, y, x = (of[at] for of, at in zip(self._cells, origins.T, strict=True))
+        return np.asarray(self._mask[z, y, x])
 
 
 class Around:
@@ -108,8 +113,7 @@ class Around:
     positions
         Shape (n, 3), z y x in the volume's voxels, n at least 1.
     jitter
-        Largest shift along z y x, in voxels, drawn uniformly. What would leave the volume is moved
-        inside.
+        Largest shift along z y x, in voxels, drawn uniformly among those that stay in the volume.
     """
 
     def __init__(self, tiling: Tiling, positions: Floats, jitter: Ints) -> None:
@@ -129,7 +133,7 @@ class Around:
     ) -> Ints:
         """Draw n origins within a tile; see `Places`."""
         these = slice(self._ends[tile], self._ends[tile + 1])
-        which = self._which[these][_choose(self._shares[these], n, random)]
+        which = self._which[these][choose(np.cumsum(self._shares[these]), n, random)]
         start, stop = self._tiling.origins(tile)
         low, high = np.maximum(self._low[which], start), np.minimum(self._high[which], stop)
         return _within(low, high, random)
@@ -167,7 +171,7 @@ class Around:
 class Peaks:
     """Cuboids around the bright spots that are found in a tile as it is decoded, with a jitter.
 
-    Tiles are chosen as for tissue; where one holds no bright spot, so are its origins.
+    Tiles are chosen as for tissue; in one without a bright spot in tissue, origins are too.
 
     Parameters
     ----------
@@ -195,7 +199,11 @@ class Peaks:
         if not within.any():
             return self._tissue.draw(tile, n, random, voxels)
         which = np.flatnonzero(within)[random.integers(0, int(within.sum()), n)]
-        return _within(low[which], high[which], random)
+        drawn = _within(low[which], high[which], random)
+        outside = ~self._tissue.holds(drawn)
+        if outside.any():
+            drawn[outside] = self._tissue.draw(tile, int(outside.sum()), random, voxels)
+        return drawn
 
 
 class Mixed:
@@ -279,8 +287,7 @@ def _within(low: Ints, high: Ints, random: np.random.Generator) -> Ints:
     return low + (random.random(low.shape) * (high - low)).astype(np.int64)
 
 
-def _choose(weights: Floats, n: int, random: np.random.Generator) -> Ints:
-    """Draw n indices in proportion to weights."""
-    ends = np.cumsum(weights, dtype=np.float64)
+def choose(ends: Floats, n: int, random: np.random.Generator) -> Ints:
+    """Draw n indices in proportion to weights, whose running sums are given."""
     drawn = np.searchsorted(ends, random.random(n) * ends[-1], side="right")
     return np.asarray(np.minimum(drawn, len(ends) - 1))

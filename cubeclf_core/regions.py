@@ -18,12 +18,11 @@ from jaxtyping import Shaped
 from cubeclf_core.buffers import Buffers
 from cubeclf_core.copying import copy_box
 from cubeclf_core.errors import VolumeError
-from cubeclf_core.places import Places
+from cubeclf_core.places import Places, choose
 from cubeclf_core.tiles import Ints, Tiling
 from cubeclf_core.volumes import Volume
 
-_RETRIES = 2
-_PAUSE_S = 0.1  # before a retry: a network or a disk may have hiccuped
+_PAUSES_S = (0.1, 0.5)  # before each retry: a network or a disk may have hiccuped
 _HOPELESS = 16  # regions of a brain in a row that cannot be read
 SPARE = 8  # buffers kept for regions that are about to be read
 
@@ -58,7 +57,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Fault:
-    """A region that could not be read, and was replaced by another draw.
+    """A region that could not be read, and is replaced by another draw whenever it is drawn.
 
     Attributes
     ----------
@@ -68,16 +67,12 @@ class Fault:
         The region's first voxel z y x, and the one after its last.
     reason
         What was found.
-    epoch, entry
-        Which draw of the schedule.
     """
 
     brain: str
     start: tuple[int, ...]
     stop: tuple[int, ...]
     reason: str
-    epoch: int
-    entry: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +158,7 @@ class Regions:
         self._ends = np.cumsum(shares)
         self._kept: list[Region] | None = [] if keep else None
         self._live: WeakValueDictionary[tuple[int, int], Region] = WeakValueDictionary()
-        self._broken: dict[tuple[int, int], VolumeError] = {}
+        self._broken: dict[tuple[int, int], str] = {}  # why; an error would keep its frames alive
         self._reading: dict[tuple[int, int], Future[Region]] = {}
         self._buffers = Buffers(SPARE)
         self._failed = Counter[int]()  # in a row
@@ -196,8 +191,11 @@ class Regions:
             field, tile = self._fields[f], int(self._tiles[f][chosen - self._begin[f]])
             try:
                 region = self._region(field, tile)
-            except VolumeError as error:
-                self._record(field, tile, error, epoch, entry, attempt)
+            except VolumeError:
+                with self._lock:  # unless another thread was first
+                    self.attempts.setdefault((epoch, entry), 0)
+                    self.attempts[epoch, entry] = max(self.attempts[epoch, entry], attempt + 1)
+                    self._check_hope(field)
                 continue
             random = np.random.default_rng((self._seed, 3, epoch, entry, attempt, *key))
             origins = field.places.draw(tile, n, random, region.voxels)
@@ -205,8 +203,7 @@ class Regions:
 
     def _replacement(self, epoch: int, entry: int, attempt: int) -> int:
         random = np.random.default_rng((self._seed, 4, epoch, entry, attempt))
-        drawn = np.searchsorted(self._ends, random.random() * self._ends[-1], side="right")
-        return min(int(drawn), len(self._ends) - 1)
+        return int(choose(self._ends, 1, random)[0])
 
     def _region(self, field: Field, tile: int) -> Region:
         """Give a region that is live, wait for the thread that is reading it, or read it."""
@@ -217,7 +214,7 @@ class Regions:
                 self._failed[field.brain] = 0
                 return live
             if key in self._broken:
-                raise self._broken[key]
+                raise VolumeError(self._broken[key])
             future = self._reading.get(key)
             mine = future is None
             if future is None:
@@ -236,14 +233,14 @@ class Regions:
                 with self._lock:
                     del self._reading[key]
                     if isinstance(error, VolumeError):
-                        self._broken[key] = error  # its retries have been made
+                        self._record(field, tile, str(error))
                 future.set_exception(error)
         return future.result()
 
     def _decode(self, field: Field, tile: int) -> Region:
         start, stop = field.tiling.voxels(tile)
         shape = (field.n_channels, *(int(n) for n in stop - start))
-        for retry in range(_RETRIES + 1):
+        for pause in (*_PAUSES_S, None):
             voxels = self._buffers.take(shape, field.volume.dtype)
             try:
                 field.volume.read(start, stop, field.n_channels, out=voxels)
@@ -252,25 +249,24 @@ class Regions:
                     return Region(field, start, voxels)
                 raise VolumeError(reason)
             except VolumeError:
-                if retry == _RETRIES:
+                if pause is None:
                     raise
-                time.sleep(_PAUSE_S)
+            time.sleep(pause)
         raise AssertionError
 
-    def _record(
-        self, field: Field, tile: int, error: VolumeError, epoch: int, entry: int, attempt: int
-    ) -> None:
+    def _record(self, field: Field, tile: int, reason: str) -> None:
         start, stop = field.tiling.voxels(tile)
         name = self._names[field.brain]
-        fault = Fault(name, tuple(start.tolist()), tuple(stop.tolist()), str(error), epoch, entry)
-        with self._lock:
-            if self.attempts.get((epoch, entry), 0) == attempt:  # else another thread was first
-                self.attempts[epoch, entry] = attempt + 1
-                self.faults.append(fault)
-                self._failed[field.brain] += 1
-            hopeless = self._failed[field.brain] >= _HOPELESS
-        if hopeless:
+        self.faults.append(Fault(name, tuple(start.tolist()), tuple(stop.tolist()), reason))
+        self._broken[field.brain, tile] = reason
+        self._failed[field.brain] += 1
+
+    def _check_hope(self, field: Field) -> None:
+        """Give up a brain of which many regions in a row, or all, could not be read."""
+        n_failed = self._failed[field.brain]
+        if n_failed >= min(_HOPELESS, len(self._tiles[field.brain])):
+            last = next(f for f in reversed(self.faults) if f.brain == self._names[field.brain])
             raise VolumeError(
-                f"the last {_HOPELESS} regions of {name} could not be read; one at z y x "
-                f"{fault.start}: {error}"
-            ) from error
+                f"the last {n_failed} regions of {last.brain} could not be read; one at z y x "
+                f"{last.start}: {last.reason}"
+            )

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cubeclf_core.axes import Shape3
-from cubeclf_core.stream import Batch
 
 
 def resample(
@@ -34,16 +33,3 @@ def resample(
     if tensor.shape[2:] == shape:
         return tensor
     return F.interpolate(tensor, size=shape, mode="trilinear")
-
-
-def to_network(
-    batch: Batch, shape: Shape3, device: torch.device | str = "cpu"
-) -> Float[Tensor, "b c z y x"]:
-    """Bring a batch of a stream to a device as float32 counts in the network's voxels."""
-    if len(batch.parts) == 1:
-        return resample(batch.parts[0].cuboids, shape, device)
-    n_channels = batch.parts[0].cuboids.shape[1]
-    cuboids = torch.empty(len(batch.brain), n_channels, *shape, device=device)
-    for part in batch.parts:
-        cuboids[torch.from_numpy(part.rows)] = resample(part.cuboids, shape, device)
-    return cuboids

@@ -17,6 +17,7 @@ from zarr.buffer.cpu import NDBuffer
 from zarr.storage import LocalStore
 
 from cubeclf_core.axes import Shape3
+from cubeclf_core.direct import DirectReader
 from cubeclf_core.errors import VolumeError
 from cubeclf_core.locations import Location
 
@@ -89,6 +90,7 @@ class ZarrSource:
     def __init__(self, array: zarr.Array[Any], axes: str, channel: int, where: Location) -> None:
         self._array, self._axes, self._channel, self._where = array, axes, channel, where
         self._local = isinstance(array.store, LocalStore)
+        self._direct = DirectReader(array) if DirectReader.supports(array) else None
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
         self.shape = self._in_zyx(array.shape)
         self.chunks = self._in_zyx(array.chunks)  # the inner ones of a sharded array
@@ -112,9 +114,12 @@ class ZarrSource:
         c = self._channel
         wanted = {"t": slice(0, 1), "c": slice(c, c + 1), **dict(zip("zyx", key, strict=True))}
         selection = tuple(wanted[axis] for axis in self._axes)
-        buffer = NDBuffer.from_numpy_array(self._as_stored(out))
+        stored = self._as_stored(out)
+        buffer = NDBuffer.from_numpy_array(stored)
         try:
-            if self._local and _beside_others():
+            if self._direct is not None:
+                self._direct.read_into(selection, stored)
+            elif self._local and _beside_others():
                 reading = self._array.async_array.get_orthogonal_selection(selection, out=buffer)
                 _run_here(reading)
             else:
@@ -240,6 +245,15 @@ class PlanesSource:
 def one_line(error: BaseException) -> str:
     """Spell what an error of another library says, without the lines that it may break into."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def kept_bytes(channel: Source) -> int:
+    """Count what a channel keeps of decoded planes, at most."""
+    if not isinstance(channel, PlanesSource) or channel.chunks == WINDOW:
+        return 0
+    depth, height, width = channel.shape
+    plane = height * width * channel.dtype.itemsize
+    return min(depth * plane, max(PLANE_CACHE_BYTES, plane))
 
 
 def by(shape: Sequence[int]) -> str:

@@ -28,8 +28,9 @@ from cubeclf_core.errors import InputError, VolumeError
 from cubeclf_core.geometry import source_shape
 from cubeclf_core.places import Around, Mixed, Peaks, Places, Tissue
 from cubeclf_core.regions import SPARE, Fault, Field, Regions, Visit
-from cubeclf_core.schedule import Draws, Schedule
+from cubeclf_core.schedule import Draws, PoolSchedule, ResidentSchedule, Schedule
 from cubeclf_core.screen import implausible, limits_from
+from cubeclf_core.sources import kept_bytes
 from cubeclf_core.tiles import Tiling, choose_tiling
 from cubeclf_core.tissue import Survey, survey
 
@@ -154,6 +155,7 @@ class CuboidStream:
         self.surveys = list(surveys or (survey(brain.volume, n_channels) for brain in brains))
         self._threads = threads or min(8, os.cpu_count() or 1)
         self._pid = os.getpid()
+        self._world_size = world_size
         local = batch_size // world_size
         self._items = range(rank * local, (rank + 1) * local)
         self._memory_bytes = memory_bytes
@@ -175,7 +177,11 @@ class CuboidStream:
             size * int(np.prod(extent))
             for size, extent in zip(voxel_bytes, self.extents, strict=True)
         )
-        pool_bytes = max(self._memory_bytes // 4, self._memory_bytes - (_AHEAD + 2) * batch_bytes)
+        planes = sum(
+            map(kept_bytes, (c for v in self.levels for c in v.channels[: self.n_channels]))
+        )
+        left = self._memory_bytes - (_AHEAD + 2) * batch_bytes - planes
+        pool_bytes = max(self._memory_bytes // 4, left)
         wanted = int(max(_REGIONS, self.batch_size) * _SPREAD) + _HEADROOM
         fields, tiles, shares, uses = [], [], [], []
         for i, (level, extent) in enumerate(zip(self.levels, self.extents, strict=True)):
@@ -196,20 +202,27 @@ class CuboidStream:
             pays_for = np.minimum(tiling.chunks, tiling.cuboids) * draws_per_chunk
             most = np.minimum(pays_for, places.most_draws)[tiles[i]]
             uses.append(np.maximum(1, most.astype(np.int64)))
-        share, self._uses = np.concatenate(shares), np.concatenate(uses)
-        self._region_bytes = sum(
-            weight * field.tiling.mean_voxels * size
-            for weight, field, size in zip(weights, fields, voxel_bytes, strict=True)
-        )
+        share, used = np.concatenate(shares), np.concatenate(uses)
+        tilings = [field.tiling for field in fields]
+        self._region_bytes = float(np.dot(weights * voxel_bytes, [t.mean_voxels for t in tilings]))
+        all_bytes = int(np.dot(voxel_bytes, [t.total_voxels for t in tilings]))
+        resident = all_bytes * self._world_size <= pool_bytes  # each rank keeps them all
         most_slots = int((pool_bytes / self._region_bytes - _HEADROOM) / _SPREAD)
-        self._schedule = Schedule(
-            share / share.sum(),
-            self._uses,
-            batch_size=self.batch_size,
-            most_slots=max(1, most_slots),
-            seed=seed,
+        self._too_little = not resident and most_slots < 1
+        share_of = share / share.sum()
+        self._schedule: Schedule = (
+            ResidentSchedule(share_of, batch_size=self.batch_size, seed=seed)
+            if resident
+            else PoolSchedule(
+                share_of,
+                used,
+                batch_size=self.batch_size,
+                most_slots=max(1, most_slots),
+                seed=seed,
+            )
         )
-        self._fingerprint = self._digest(weights, candidate_share, jitter_um, share, seed)
+        self._n_regions = len(share)
+        self._fingerprint = self._digest(candidate_share, jitter_um, share, used, seed)
         self._regions = Regions(
             fields,
             tiles,
@@ -217,23 +230,29 @@ class CuboidStream:
             names=[brain.name for brain in self.brains],
             seed=seed,
             attempts={} if state is None else self._attempts(state),
-            keep=self._schedule.resident,
+            keep=resident,
         )
         self._buffers = Buffers(_AHEAD + 1)
 
     def _places(self, i: int, tiling: Tiling, candidate_share: float, jitter_um: float) -> Places:
         """Say where in a brain to draw: in tissue, and around candidates."""
         brain, level = self.brains[i], self.levels[i]
-        tissue = Tissue(tiling, self.surveys[i].mask)
-        if candidate_share == 0:
-            return tissue
         jitter = np.rint(jitter_um / np.array(level.voxel_size_um)).astype(np.int64)
-        around: Places
-        if brain.cells is not None and len(brain.cells):
+        around: Places | None = None
+        if candidate_share > 0 and brain.cells is not None and len(brain.cells):
             scale = np.array(brain.volume.voxel_size_um) / np.array(level.voxel_size_um)
             around = Around(tiling, (brain.cells.positions + 0.5) * scale - 0.5, jitter)
-        else:
-            around = Peaks(tissue, tiling, jitter)
+            if candidate_share == 1:
+                return around
+        try:
+            tissue = Tissue(tiling, self.surveys[i].mask)
+        except ValueError as error:
+            raise VolumeError(
+                f"{brain.name}: {error}; is it all outside of the tissue, or too thin for a cuboid?"
+            ) from error
+        if candidate_share == 0:
+            return tissue
+        around = around or Peaks(tissue, tiling, jitter)
         return around if candidate_share == 1 else Mixed(tissue, around, candidate_share)
 
     @property
@@ -243,14 +262,17 @@ class CuboidStream:
 
     def describe(self) -> str:
         """Say in one line what is kept live."""
-        schedule, n_regions = self._schedule, len(self._uses)
-        live = n_regions if schedule.resident else schedule.n_slots
         text = (
-            f"{live} live regions of {self._region_bytes / 1e6:.3g} MB on average, "
-            f"{n_regions} in all"
+            f"{self._schedule.n_live} live regions of {self._region_bytes / 1e6:.3g} MB on average"
+            f", {self._n_regions} in all"
         )
-        if not schedule.distinct:
-            text += f"; fewer than a batch of {self.batch_size} needs, so it draws evenly from them"
+        if self._too_little:
+            text += "; even one is more than the memory allows"
+        elif not self._schedule.distinct:
+            text += (
+                f"; too few, or too much drawn from one, for a batch of {self.batch_size} to come "
+                "from distinct ones: it draws from them evenly"
+            )
         return text
 
     def state(self, step: int) -> dict[str, Any]:
@@ -285,7 +307,7 @@ class CuboidStream:
         """
         if os.getpid() != self._pid:
             raise RuntimeError("a stream cannot be used after a fork; make one in each process")
-        live = _Live(self._schedule, self._regions, self._uses)
+        live = _Live(self._schedule, self._regions)
         gathered: deque[Future[Batch]] = deque()
         planned: deque[tuple[Draws, list[Future[Visit]]]] = deque()
         readers = ThreadPoolExecutor(self._threads, "cuboid-reader")
@@ -329,7 +351,8 @@ class CuboidStream:
         told = [s.tobytes() if isinstance(s, np.ndarray) else repr(s).encode() for s in settings]
         told += [repr((self.batch_size, self.shape, self.extents, self.n_channels)).encode()]
         told += [repr((level.name, level.shape)).encode() for level in self.levels]
-        told += [self._uses.tobytes(), str(self._schedule.n_slots).encode()]
+        cells = [b"" if b.cells is None else b.cells.positions.tobytes() for b in self.brains]
+        told += [str(self._schedule.n_live).encode(), *cells]
         return hashlib.sha256(b"\0".join(told)).hexdigest()[:16]
 
     def _attempts(self, state: Mapping[str, Any]) -> dict[tuple[int, int], int]:
@@ -343,26 +366,22 @@ class CuboidStream:
 class _Live:
     """What each slot holds: a visit to a region, being read or read."""
 
-    def __init__(self, schedule: Schedule, regions: Regions, uses: npt.NDArray[np.int64]) -> None:
-        self._schedule, self._regions, self._uses = schedule, regions, uses
-        self._held: dict[int, tuple[tuple[int, ...], Future[Visit]]] = {}
+    def __init__(self, schedule: Schedule, regions: Regions) -> None:
+        self._schedule, self._regions = schedule, regions
+        self._held: dict[int, tuple[tuple[int, int, int], Future[Visit]]] = {}
 
     def visits(self, draws: Draws, readers: ThreadPoolExecutor) -> list[Future[Visit]]:
         """Give the visits of a step, in the order of its items; those that are new are begun."""
         visits = []
-        columns = (draws.slot, draws.epoch, draws.lap, draws.entry, draws.number)
-        for slot, epoch, lap, entry, number in zip(*(c.tolist() for c in columns), strict=True):
-            which = self._schedule.region(epoch, entry)
-            uses = int(self._uses[which])
-            key = (epoch, entry, lap, number // uses)
+        columns = (draws.region, draws.slot, draws.epoch, draws.entry, draws.visit)
+        for which, slot, epoch, entry, again in zip(*(c.tolist() for c in columns), strict=True):
             held = self._held.get(slot)
-            if held is None or held[0] != key:
+            if held is None or held[0] != (epoch, entry, again):
+                n = self._schedule.length(which)
+                key = (slot, again)
                 visit = readers.submit(
-                    self._regions.visit, which, uses, epoch=epoch, entry=entry, key=(slot, *key[2:])
+                    self._regions.visit, which, n, epoch=epoch, entry=entry, key=key
                 )
-                held = self._held[slot] = (key, visit)
+                held = self._held[slot] = ((epoch, entry, again), visit)
             visits.append(held[1])
         return visits
-
-
-__all__ = ["Batch", "CuboidStream", "Part", "VolumeError"]

@@ -126,6 +126,11 @@ class Tiling:
         """Voxels that a tile keeps, as a mean over origins."""
         return math.prod(axis.mean_voxels for axis in self.axes)
 
+    @property
+    def total_voxels(self) -> int:
+        """Voxels that all tiles keep together."""
+        return math.prod(int(axis.voxels.sum()) for axis in self.axes)
+
     @cached_property
     def chunks(self) -> npt.NDArray[np.float64]:
         """Shape (n,), what is decoded for each tile, in chunks of 64 × 128 × 128 voxels."""

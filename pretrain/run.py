@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from lightly.utils.scheduler import cosine_warmup_schedule
 from lightning_fabric import Fabric
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from cubeclf_core.augment import generator
@@ -22,11 +23,11 @@ from cubeclf_core.files import check_output
 from cubeclf_core.metrics import rank_me
 from cubeclf_core.normalise import standardise
 from cubeclf_core.plots import tissue_map, training_curves
-from cubeclf_core.resample import to_network
 from cubeclf_core.runs import RunFolder
 from cubeclf_core.stream import Batch, CuboidStream
-from cubeclf_core.tissue import examine, overview
+from cubeclf_core.tissue import Survey, examine, overview
 from cubeclf_core.vit import Vit3d, Vit3dConfig
+from pretrain.batches import to_network
 from pretrain.config import PretrainConfig
 from pretrain.dino import Dino
 from pretrain.mae import Mae
@@ -53,8 +54,7 @@ def pretrain(config: PretrainConfig) -> None:
     check_output(config.out, overwrite=config.overwrite, inputs=inputs)
     network = Vit3dConfig(size=config.size, channels=_channels(config, brains))
     objective = build_objective(config, build_backbone(network, config.seed))
-    overviews = [overview(brain.volume, network.channels) for brain in brains]
-    surveys = [examine(seen) for seen in overviews]
+    surveys, pictures = _look_over(brains, network.channels)
     stream = CuboidStream(
         brains,
         shape=objective.canvas_shape,
@@ -71,22 +71,34 @@ def pretrain(config: PretrainConfig) -> None:
     run = RunFolder(config.out, config)
     run.tell(f"pretraining {config.method} {config.size} on {', '.join(b.name for b in brains)}")
     run.tell(f"stream    {stream.describe()}")
-    for brain, seen, found in zip(brains, overviews, surveys, strict=True):
-        figure = tissue_map(brain.name, seen.voxels, found.mask, seen.voxel_size_um)
-        picture = run.save_figure(f"figures/tissue_{brain.name}.png", figure)
-        run.tell(f"tissue    {found.statistics.tissue:.0%} of {brain.name}: {picture}")
+    for brain, seen, picture in zip(brains, surveys, pictures, strict=True):
+        path = run.save_figure(f"figures/tissue_{brain.name}.png", picture)
+        run.tell(f"tissue    {seen.statistics.tissue:.0%} of {brain.name}: {path}")
     told = {brain.name: asdict(s.statistics) for brain, s in zip(brains, surveys, strict=True)}
     run.write_json("statistics.json", told)
-    overviews.clear()  # they are large
     fit = Fit(config, objective, stream, run)
     try:
-        fit.train()
+        try:
+            fit.train()
+        finally:  # also when interrupted: what has been learned so far is kept
+            if fit.done:
+                backbone = run.exported / "backbone.safetensors"
+                save_backbone(backbone, objective.exported, fit.account())
+        fit.finish()
     except VolumeError as error:  # valid input so far: it failed while running
         raise RunFailed(f"stopped at step {fit.done}: {error}") from error
-    finally:  # also when interrupted: what has been learned so far is kept
-        if fit.done:
-            save_backbone(run.exported / "backbone.safetensors", objective.exported, fit.account())
-    fit.finish()
+    finally:
+        fit.list_faults()
+
+
+def _look_over(brains: Sequence[Brain], n_channels: int) -> tuple[list[Survey], list[Figure]]:
+    """Survey brains and draw where their tissue is; one overview at a time is in memory."""
+    surveys, pictures = [], []
+    for brain in brains:
+        seen = overview(brain.volume, n_channels)
+        surveys.append(examine(seen))
+        pictures.append(tissue_map(brain.name, seen.voxels, surveys[-1].mask, seen.voxel_size_um))
+    return surveys, pictures
 
 
 @dataclass
@@ -135,7 +147,7 @@ class Fit:
                         wait_share=waited / elapsed,
                         faults=len(self.stream.faults),
                     )
-                    self._list_faults()
+                    self.list_faults()
                 advance(note=f"loss {float(told['loss'].detach()):.4f}")
 
     def _step(
@@ -157,7 +169,7 @@ class Fit:
         self.objective.after_update(share)
         return {"loss": loss, **told}
 
-    def _list_faults(self) -> None:
+    def list_faults(self) -> None:
         """Write down the regions that could not be read since the last time."""
         for fault in self.stream.faults[self.listed :]:
             where = f"{fault.brain} at z y x {list(fault.start)}"
