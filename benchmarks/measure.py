@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.candidates import DENSE, SPARSE, Candidates
+from benchmarks.config import StreamingConfig
 from benchmarks.design_effect import design_effects
 from benchmarks.forms import FORMS, forms
 from benchmarks.limit import Limit
 from benchmarks.meter import Rate
 from benchmarks.probe import probe
 from benchmarks.report import RATIOS, Figures, findings, plot, table
-from benchmarks.streaming import StreamingConfig
 from benchmarks.streams import (
     CUBOID,
     VOXEL_SIZE_UM,

@@ -15,24 +15,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.config import StreamingConfig
 from cubeclf_core.console import console
 from cubeclf_core.errors import CubeclfError
-
-
-@dataclass(frozen=True)
-class StreamingConfig:
-    """What ``python -m benchmarks.streaming`` was told; see its help."""
-
-    volume: Path | None = None
-    quick: bool = False
-    json: Path | None = None
-    plot: Path | None = None
-    folder: Path | None = None
-    memory_gb: float = 2.0
-    threads: int | None = None
 
 
 def parse(argv: Sequence[str] | None = None) -> StreamingConfig:

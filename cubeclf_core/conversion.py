@@ -27,7 +27,7 @@ from typing import IO, Any
 
 from cubeclf_core.errors import OutputExists
 from cubeclf_core.files import remove, replacing
-from cubeclf_core.units import Unit
+from cubeclf_core.work_units import Unit
 
 if sys.platform == "win32":
     import msvcrt

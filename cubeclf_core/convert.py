@@ -33,8 +33,8 @@ from cubeclf_core.pyramid import (
     write_unit,
 )
 from cubeclf_core.sources import BROKEN, Slices, Source
-from cubeclf_core.units import Unit, Voxels, count_units, each_unit
 from cubeclf_core.volumes import check_match, check_voxel_size, open_volume, stem
+from cubeclf_core.work_units import Unit, Voxels, count_units, each_unit
 
 PROGRAM_BYTES = 0.2e9  # what the process takes before it holds a voxel
 NAMES = ("signal", "background")
