@@ -18,7 +18,15 @@ from cubeclf_core.axes import Shape3, Size3
 from cubeclf_core.files import replacing
 from cubeclf_core.levels import Level, pyramid
 from cubeclf_core.sources import Slices, Source
-from cubeclf_core.units import Unit, Voxels, ceil_div, each_unit, smaller, unit_shape, volume_shape
+from cubeclf_core.work_units import (
+    Unit,
+    Voxels,
+    ceil_div,
+    each_unit,
+    smaller,
+    unit_shape,
+    volume_shape,
+)
 
 if TYPE_CHECKING:
     from dask.array import Array as DaskArray

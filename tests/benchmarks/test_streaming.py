@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.config import StreamingConfig
 from benchmarks.measure import Effort, measure
 from benchmarks.report import TARGETS
-from benchmarks.streaming import StreamingConfig, main
+from benchmarks.streaming import main
 from benchmarks.streams import decoded_chunks, kept_chunks, make_stream, told, unread
 from benchmarks.volume import Tissue
 from cubeclf_core.volumes import ArraySource, Volume
