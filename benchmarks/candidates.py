@@ -17,28 +17,33 @@ SPARSE, DENSE = 1.3e5, 1e4  # voxels for each candidate
 
 
 class Candidates:
-    """All candidates of a volume, or of the first planes of it.
+    """Candidates of a volume, or of its first layers of chunks, none of them at the border.
+
+    At the border, the reader would reflect what the cuboids lack, which one call of zarr-python
+    cannot do.
 
     Parameters
     ----------
     volume
         Where they are.
     voxels_each
-        Of the volume, for each candidate.
+        Of what is read of the volume, for each candidate.
     at_most
-        How many to read; where there are more, those of the first planes.
+        About how many to read; where there are more, those of the first layers.
     threads
         That decode.
     """
 
     def __init__(self, volume: Volume, voxels_each: float, at_most: int, threads: int) -> None:
         depth, height, width = volume.shape
-        n = max(1, round(math.prod(volume.shape) / voxels_each))
-        planes = math.ceil(depth * min(1.0, at_most / n))
-        planes = min(depth, max(planes, CUBOID[0]))
-        n = max(1, round(planes * height * width / voxels_each))
-        random = np.random.default_rng(0)
-        self.positions: npt.NDArray[np.float64] = random.random((n, 3)) * (planes, height, width)
+        chunk = volume.channels[0].chunks[0]
+        layer = math.ceil(CUBOID[0] / chunk) * chunk
+        layers = max(1, round(at_most * voxels_each / (layer * height * width)))
+        room = (min(depth, layers * layer), height, width)
+        n = max(1, round(math.prod(room) / voxels_each))
+        last = np.subtract(room, CUBOID)
+        self._starts = np.random.default_rng(0).integers(0, last, (n, 3), endpoint=True)
+        self.positions = self._starts + np.array(CUBOID, np.float64) / 2
         self._volume, self._threads = volume, threads
 
     def measure(self, *, raw: bool) -> Rate:
@@ -57,7 +62,5 @@ class Candidates:
         return Rate(len(self.positions) / cost.cpu, len(self.positions) / cost.wall)
 
     def origins(self) -> npt.NDArray[np.int64]:
-        """Where cuboids around them begin, in random order; at the border, moved inside."""
-        last = np.subtract(self._volume.shape, CUBOID)
-        corners = np.rint(self.positions - np.divide(CUBOID, 2)).astype(np.int64).clip(0, last)
-        return np.random.default_rng(1).permutation(corners)
+        """First voxels of the cuboids around them, in random order."""
+        return np.random.default_rng(1).permutation(self._starts)

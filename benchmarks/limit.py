@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from benchmarks.meter import metered
 from benchmarks.streams import BATCH, CUBOID, Box
+from cubeclf_core.copying import copy_box
 from cubeclf_core.volumes import Volume
 
 _POOL_BYTES = 1 << 30  # far more than any cache holds
@@ -60,9 +61,9 @@ class Limit:
         float, float
             Seconds of processor time a cuboid, of decoding and of gathering.
         """
-        regions = self._regions(reads)
         with metered() as decoding:
-            list(self._readers.map(self._decode, reads, itertools.cycle(regions)))
+            list(self._readers.map(self._decode, reads, self._laid_out(reads)))
+        regions = self._regions(reads)
         n = 0
         with metered() as gathering:
             end = time.process_time() + seconds
@@ -71,18 +72,26 @@ class Limit:
                 n += BATCH
         return decoding.cpu / draws, gathering.cpu / n
 
-    def _regions(self, reads: Sequence[Box]) -> list[Voxels]:
-        """Lay out regions of the sizes that are read, one after the other, all over the pool."""
-        regions: list[Voxels] = []
+    def _laid_out(self, reads: Iterable[Box]) -> Iterator[Voxels]:
+        """Give a region of the size of each read, one after the other all over the pool."""
         at = 0
-        for start, stop in itertools.cycle(reads):
+        for start, stop in reads:
             shape = (self._volume.n_channels, *np.subtract(stop, start).tolist())
-            end = at + int(np.prod(shape))
-            if end > len(self._pool):
-                return regions
-            regions.append(self._pool[at:end].reshape(shape))
-            at = end
-        raise AssertionError("nothing was read")
+            size = int(np.prod(shape))
+            at = at if at + size <= len(self._pool) else 0
+            yield self._pool[at : at + size].reshape(shape)
+            at += size
+
+    def _regions(self, reads: Sequence[Box]) -> list[Voxels]:
+        """Fill the pool once with regions of the sizes that are read."""
+        regions: list[Voxels] = []
+        room = self._pool.nbytes
+        for region in self._laid_out(itertools.cycle(reads)):
+            room -= region.nbytes
+            if room < 0:
+                break
+            regions.append(region)
+        return regions
 
     def _decode(self, box: Box, out: Voxels) -> None:
         self._volume.read(*box, self._volume.n_channels, out=out)
@@ -92,6 +101,5 @@ class Limit:
         for cuboid, i in zip(next(self._batches), itertools.cycle(which), strict=False):
             region = regions[i]
             room = np.subtract(region.shape[1:], CUBOID) + 1
-            z, y, x = (self._random.random(3) * room).astype(np.int64).tolist()
-            nz, ny, nx = CUBOID
-            cuboid[...] = region[:, z : z + nz, y : y + ny, x : x + nx]
+            start = (self._random.random(3) * room).astype(np.int64).tolist()
+            copy_box(region, start, cuboid, (0, 0, 0), CUBOID)

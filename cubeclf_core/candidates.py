@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise, product
 
 import numpy as np
 import numpy.typing as npt
@@ -34,29 +34,10 @@ from cubeclf_core.geometry import source_shape, starts_around
 from cubeclf_core.resample import resample
 from cubeclf_core.volumes import Volume
 
-_CELL = (64, 128, 256)  # voxels read in one call, where chunks are smaller: calls have a price
+_CELL = (64, 128, 128)  # voxels read in one call, where chunks are smaller: calls have a price
 _MEMORY_BYTES = 1 << 30
 _SPARE = 2  # batches' memory kept to be used again
 _PLAN_BYTES = 300  # a candidate, measured
-
-
-@dataclass(frozen=True)
-class RawCuboids:
-    """Some of the candidates' cuboids, as the volume holds them.
-
-    Attributes
-    ----------
-    index
-        Shape (b,), which of the positions.
-    cuboids
-        Of the volume's dtype and voxel size.
-    padded
-        Shape (b,), whether a part lay outside the volume and was reflected.
-    """
-
-    index: Integers
-    cuboids: Shaped[np.ndarray, "b c z y x"]
-    padded: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -68,13 +49,14 @@ class CandidateCuboids:
     index
         Shape (b,), which of the positions.
     cuboids
-        Float32 raw counts at the wanted voxel size.
+        Raw counts: float32 at the wanted voxel size, or of the volume's dtype and voxel size where
+        that was asked for.
     padded
         Shape (b,), whether a part lay outside the volume and was reflected.
     """
 
     index: Integers
-    cuboids: Float[Tensor, "b c z y x"]
+    cuboids: Shaped[Tensor, "b c z y x"]
     padded: npt.NDArray[np.bool_]
 
 
@@ -133,8 +115,10 @@ def read_candidates(
         memory_bytes=memory_bytes,
         threads=threads,
     )
+    buffers = Buffers(1)
     return (
-        CandidateCuboids(part.index, resample(part.cuboids, shape), part.padded) for part in parts
+        CandidateCuboids(part.index, _at_network(part.cuboids, shape, buffers), part.padded)
+        for part in parts
     )
 
 
@@ -148,7 +132,7 @@ def read_raw_candidates(
     batch_size: int = 64,
     memory_bytes: int = _MEMORY_BYTES,
     threads: int | None = None,
-) -> Iterator[RawCuboids]:
+) -> Iterator[CandidateCuboids]:
     """Read as `read_candidates` does, but in the volume's own dtype and voxel size.
 
     To convert to float32 costs about as much as to decode; this leaves it, and `resample`, to the
@@ -182,9 +166,10 @@ def read_all_candidates(
     n_channels: int,
     memory_bytes: int = _MEMORY_BYTES,
     threads: int | None = None,
-) -> Float[Tensor, "n c z y x"]:
+) -> CandidateCuboids:
     """Read the cuboids around positions into memory, in their order; see `read_candidates`."""
     cuboids = torch.empty(len(positions), n_channels, *shape)
+    padded = np.empty(len(positions), np.bool_)
     for part in read_candidates(
         volume,
         positions,
@@ -195,12 +180,25 @@ def read_all_candidates(
         threads=threads,
     ):
         cuboids[torch.from_numpy(part.index)] = part.cuboids
-    return cuboids
+        padded[part.index] = part.padded
+    return CandidateCuboids(np.arange(len(positions)), cuboids, padded)
+
+
+def _at_network(
+    cuboids: Shaped[Tensor, "b c z y x"], shape: Shape3, buffers: Buffers
+) -> Float[Tensor, "b c z2 y2 x2"]:
+    """Convert raw cuboids as `resample` does, in memory used again where that is all."""
+    raw = cuboids.numpy()
+    if raw.shape[2:] != shape:
+        return resample(raw, shape)
+    counts = buffers.take(raw.shape, np.dtype(np.float32))
+    counts[...] = raw
+    return torch.from_numpy(counts)
 
 
 def _gather(
     volume: Volume, plan: Plan, n_channels: int, threads: int, ahead: int
-) -> Iterator[RawCuboids]:
+) -> Iterator[CandidateCuboids]:
     """Hand the voxels of each cell to its cuboids, and yield the batches that are complete."""
     n, size = len(plan.rank), plan.batch_size
     buffers = Buffers(_SPARE)
@@ -232,7 +230,9 @@ def _gather(
                 if missing[which] == 0:
                     index = plan.by_rank[which * size :][:size]
                     del cuboid, missing[which]
-                    yield RawCuboids(index, batches.pop(which), plan.padded[index])
+                    cuboids = torch.from_numpy(batches.pop(which))
+                    yield CandidateCuboids(index, cuboids, plan.padded[index])
+                    del cuboids  # its memory is used again
             del box  # before the next is waited for
     assert not batches
 
@@ -268,13 +268,25 @@ def _cell_shape(volume: Volume, n_channels: int) -> Integers:
 
 def _reflect_into(cuboid: Box, box: Box, start: Integers, corner: Integers, shape: Shape3) -> None:
     """Write those voxels of a reflected cuboid that lie in a box of the volume at `corner`."""
-    into: list[Integers] = []
-    out_of: list[Integers] = []
-    for axis in range(3):
-        extent, size = cuboid.shape[axis + 1], box.shape[axis + 1]
-        index = reflect(start[axis] + np.arange(extent), shape[axis]) - corner[axis]
-        inside = (index >= 0) & (index < size)
-        into.append(np.flatnonzero(inside))
-        out_of.append(index[inside])
-    for channel, source in zip(cuboid, box, strict=True):
-        channel[np.ix_(*into)] = source[np.ix_(*out_of)]
+    stretches = (
+        _stretches(reflect(start[axis] + np.arange(n), shape[axis]) - corner[axis], size)
+        for axis, (n, size) in enumerate(zip(cuboid.shape[1:], box.shape[1:], strict=True))
+    )
+    for z, y, x in product(*stretches):
+        into, out_of = zip(z, y, x, strict=True)
+        cuboid[:, *into] = box[:, *out_of]
+
+
+def _stretches(index: Integers, size: int) -> list[tuple[slice, slice]]:
+    """Split indices that run up and down into slices, where they are within `size`."""
+    turns = np.flatnonzero(np.diff(index, 2)) + 2
+    found = []
+    for begin, end in pairwise([0, *turns.tolist(), len(index)]):
+        inside = begin + np.flatnonzero((index[begin:end] >= 0) & (index[begin:end] < size))
+        if len(inside):
+            into = slice(int(inside[0]), int(inside[-1]) + 1)
+            first, last = int(index[into][0]), int(index[into][-1])
+            step = -1 if last < first else 1
+            stop = last + step
+            found.append((into, slice(first, stop if stop >= 0 else None, step)))
+    return found

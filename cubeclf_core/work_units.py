@@ -174,8 +174,8 @@ def _plan(source: Any, unit: Shape3, memory_bytes: float) -> _Plan:
     if memory_bytes < least:
         raise InputError(
             f"--memory-gb leaves {max(0, memory_bytes) / 1e9:.2f} GB for voxels, but a unit of "
-            f"work on {by(shape)} voxels in chunks or planes of {by(chunks)} takes {least / 1e9:.2f}; "
-            f"raise it by {(least - memory_bytes) / 1e9 + 0.005:.2f}"
+            f"work on {by(shape)} voxels in chunks or planes of {by(chunks)} takes "
+            f"{least / 1e9:.2f}; raise it by {(least - memory_bytes) / 1e9 + 0.005:.2f}"
         )
     readers = min(CPU_COUNT, max(1, int(memory_bytes / 2 / of_reader)))
     handlers = min(CPU_COUNT, max(1, int(memory_bytes / 2 / of_handler)))

@@ -69,14 +69,14 @@ def read_labelled(
     if brain.cells is None:
         raise CellsError(f"brain {brain.name} has no cells; add a `cells` entry to its brains file")
     cells = brain.cells if index is None else brain.cells[index]
-    cuboids = read_all_candidates(
+    read = read_all_candidates(
         brain.volume,
         cells.positions,
         shape=network.cuboid_shape,
         voxel_size_um=network.voxel_size_um,
         n_channels=min(network.channels, brain.volume.n_channels),
     )
-    cuboids = match_channels(cuboids, network.channels)
+    cuboids = match_channels(read.cuboids, network.channels)
     return Labelled(cuboids, cells.labels, [brain.name] * len(cells))
 
 

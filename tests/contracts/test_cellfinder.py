@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cubeclf_core.candidates import read_candidates
+from cubeclf_core.candidates import read_all_candidates
 from cubeclf_core.cells import read_cells
 from cubeclf_core.geometry import source_shape, starts_around
 from cubeclf_core.volumes import ArraySource, Volume, open_volume
@@ -53,16 +53,12 @@ def cut_by_cellfinder(
 
 def assert_agrees(cube_generator: ModuleType, volume: Volume, positions: np.ndarray) -> None:
     kept, theirs = cut_by_cellfinder(cube_generator, volume, positions)
-    ours = torch.empty(len(positions), volume.n_channels, *SHAPE)
-    padded = np.empty(len(positions), bool)
-    for part in read_candidates(
+    ours = read_all_candidates(
         volume, positions, shape=SHAPE, voxel_size_um=UM, n_channels=volume.n_channels
-    ):
-        ours[torch.from_numpy(part.index)] = part.cuboids
-        padded[part.index] = part.padded
+    )
     assert 0 < len(kept) < len(positions)  # so both kinds are looked at
-    np.testing.assert_array_equal(np.sort(kept), np.flatnonzero(~padded))
-    torch.testing.assert_close(ours[torch.from_numpy(kept)], theirs.contiguous())
+    np.testing.assert_array_equal(np.sort(kept), np.flatnonzero(~ours.padded))
+    torch.testing.assert_close(ours.cuboids[torch.from_numpy(kept)], theirs.contiguous())
 
 
 def anywhere(volume: Volume, n: int) -> np.ndarray:

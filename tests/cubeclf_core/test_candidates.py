@@ -102,15 +102,17 @@ def test_cuboids_are_those_of_the_volume_reflected_at_its_border(
     options |= {"memory_bytes": memory_bytes, "threads": threads}
     found = []
     for part in read_raw_candidates(volume, positions, batch_size=batch_size, **options):
-        assert part.cuboids.dtype == volume.dtype
+        assert part.cuboids.numpy().dtype == volume.dtype
         assert 0 < len(part.index) == len(part.cuboids) <= batch_size
         np.testing.assert_array_equal(part.cuboids, cuts[part.index])
         np.testing.assert_array_equal(part.padded, outside[part.index])
         found += part.index.tolist()
     assert sorted(found) == list(range(len(positions)))
     in_order = read_all_candidates(volume, positions, **options)
-    assert in_order.dtype == torch.float32
-    np.testing.assert_array_equal(in_order.numpy(), cuts)
+    assert in_order.cuboids.dtype == torch.float32
+    np.testing.assert_array_equal(in_order.index, np.arange(len(positions)))
+    np.testing.assert_array_equal(in_order.cuboids, cuts)
+    np.testing.assert_array_equal(in_order.padded, outside)
 
 
 CHUNKS = st.sampled_from([(8, 16, 16), (1, 96, 128), (4, 128, 8), (64, 96, 128), (16, 10, 30)])
@@ -195,14 +197,14 @@ def test_candidates_of_other_voxels_are_resampled() -> None:
     shape, own_shape = (6, 20, 20), (6, 10, 10)
     cuts, _ = padded_cuts(volume, positions, own_shape)
     found = read_all_candidates(volume, positions, shape=shape, voxel_size_um=UM, n_channels=1)
-    torch.testing.assert_close(found, resample(cuts, shape))
+    torch.testing.assert_close(found.cuboids, resample(cuts, shape))
 
 
 def test_no_candidates_give_no_cuboids() -> None:
     volume, none = random_volume((4, 8, 8), (4, 8, 8)), np.empty((0, 3))
     options = {"shape": (2, 4, 4), "voxel_size_um": UM, "n_channels": 1}
     assert list(read_candidates(volume, none, **options)) == []
-    assert read_all_candidates(volume, none, **options).shape == (0, 1, 2, 4, 4)
+    assert read_all_candidates(volume, none, **options).cuboids.shape == (0, 1, 2, 4, 4)
 
 
 def test_a_volume_smaller_than_a_cuboid_is_refused_at_once() -> None:

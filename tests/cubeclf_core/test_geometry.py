@@ -93,6 +93,6 @@ def test_every_candidate_gets_its_cuboid_in_the_callers_order(positions, batch_s
 def test_candidates_of_other_voxels_are_resampled() -> None:
     volume = volume_of((12, 40, 50), um=(10.0, 2.0, 2.0))
     at = np.array([[6.0, 20, 25]])
-    cuboid = read_all_candidates(volume, at, shape=CUBOID, voxel_size_um=UM, n_channels=1)
+    found = read_all_candidates(volume, at, shape=CUBOID, voxel_size_um=UM, n_channels=1)
     raw = volume.read((5, 18, 22), (7, 23, 27))[None]  # 2×5×5 voxels of twice the size
-    torch.testing.assert_close(cuboid, resample(raw, CUBOID))
+    torch.testing.assert_close(found.cuboids, resample(raw, CUBOID))
