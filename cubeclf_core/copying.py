@@ -45,3 +45,29 @@ def copy_box(
         for array, at in ((source, start), (out, out_start))
     )
     given[...] = taken
+
+
+def gather_boxes(
+    sources: Sequence[Shaped[np.ndarray, ...]],
+    starts: Sequence[Sequence[int]],
+    out: Shaped[np.ndarray, "n c z y x"],
+) -> None:
+    """Copy one box out of each of many arrays; `copy_box` for whole batches.
+
+    Parameters
+    ----------
+    sources
+        Of shape (c, z, y, x), contiguous, of one dtype; each as often as boxes come from it.
+    starts
+        First voxel z y x of each box.
+    out
+        Contiguous, of the same dtype.
+    """
+    n_channels, nz, ny, nx = out.shape[1:]
+    size = out.itemsize
+    row = np.dtype((np.void, nx * size))
+    rows = (n_channels, nz, ny)
+    for source, (z, y, x), box in zip(sources, starts, out.view(row)[..., 0], strict=True):
+        strides = source.strides
+        at = z * strides[1] + y * strides[2] + x * size
+        box[...] = np.ndarray(rows, row, source, at, strides[:3])

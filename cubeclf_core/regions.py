@@ -16,7 +16,6 @@ import numpy.typing as npt
 from jaxtyping import Shaped
 
 from cubeclf_core.buffers import Buffers
-from cubeclf_core.copying import copy_box
 from cubeclf_core.errors import VolumeError
 from cubeclf_core.places import Places, choose
 from cubeclf_core.tiles import Ints, Tiling
@@ -111,12 +110,6 @@ class Visit:
     region: Region
     origins: Ints
     offsets: list[list[int]]
-
-    def cut(self, number: int, out: Shaped[np.ndarray, "c z y x"]) -> None:
-        """Copy the cuboid of one draw."""
-        region = self.region
-        extent = region.field.tiling.extent
-        copy_box(region.voxels, self.offsets[number], out, (0, 0, 0), extent)
 
 
 class Regions:

@@ -24,6 +24,7 @@ from jaxtyping import Shaped
 from cubeclf_core.axes import Shape3, Size3
 from cubeclf_core.brains import Brain
 from cubeclf_core.buffers import Buffers
+from cubeclf_core.copying import gather_boxes
 from cubeclf_core.errors import InputError, VolumeError
 from cubeclf_core.geometry import source_shape
 from cubeclf_core.places import Around, Mixed, Peaks, Places, Tissue
@@ -340,8 +341,11 @@ class CuboidStream:
         parts = []
         for (dtype, extent), rows in kinds.items():
             cuboids = self._buffers.take((len(rows), self.n_channels, *extent), dtype)
-            for out, row in zip(cuboids, rows, strict=True):
-                held[row].cut(numbers[row], out)
+            gather_boxes(
+                [held[row].region.voxels for row in rows],
+                [held[row].offsets[numbers[row]] for row in rows],
+                cuboids,
+            )
             parts.append(Part(np.array(rows), cuboids))
         brain = np.array([visit.region.field.brain for visit in held])
         origin = np.stack([visit.origins[n] for visit, n in zip(held, numbers, strict=True)])
