@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from benchmarks.meter import metered
 from benchmarks.streams import BATCH, CUBOID, Box
-from cubeclf_core.copying import copy_box
+from cubeclf_core.copying import gather_boxes
 from cubeclf_core.volumes import Volume
 
 _POOL_BYTES = 1 << 30  # far more than any cache holds
@@ -36,12 +36,12 @@ class Limit:
     """
 
     def __init__(self, volume: Volume, threads: int, pool_bytes: int = _POOL_BYTES) -> None:
-        self._volume = volume
+        self._volume, self._threads = volume, threads
         self._readers = ThreadPoolExecutor(threads)
         self._random = np.random.default_rng(0)
         # Filled, since the kernel gives memory only when it is written.
         self._pool = np.full(pool_bytes // volume.dtype.itemsize, 1, volume.dtype)
-        shape = (_BATCHES, BATCH, volume.n_channels, *CUBOID)
+        shape = (_BATCHES + threads, BATCH, volume.n_channels, *CUBOID)
         self._batches = itertools.cycle(np.full(shape, 1, volume.dtype))
 
     def measure(self, reads: Sequence[Box], draws: int, seconds: float) -> tuple[float, float]:
@@ -67,9 +67,11 @@ class Limit:
         n = 0
         with metered() as gathering:
             end = time.process_time() + seconds
+            # On all threads at once: in a stream, no core idles while one gathers.
             while n == 0 or time.process_time() < end:
-                self._gather(regions)
-                n += BATCH
+                batches = [next(self._batches) for _ in range(self._threads)]
+                list(self._readers.map(self._gather, itertools.repeat(regions), batches))
+                n += BATCH * self._threads
         return decoding.cpu / draws, gathering.cpu / n
 
     def _laid_out(self, reads: Iterable[Box]) -> Iterator[Voxels]:
@@ -96,10 +98,8 @@ class Limit:
     def _decode(self, box: Box, out: Voxels) -> None:
         self._volume.read(*box, self._volume.n_channels, out=out)
 
-    def _gather(self, regions: Sequence[Voxels]) -> None:
-        which = self._random.permutation(len(regions))[:BATCH].tolist()
-        for cuboid, i in zip(next(self._batches), itertools.cycle(which), strict=False):
-            region = regions[i]
-            room = np.subtract(region.shape[1:], CUBOID) + 1
-            start = (self._random.random(3) * room).astype(np.int64).tolist()
-            copy_box(region, start, cuboid, (0, 0, 0), CUBOID)
+    def _gather(self, regions: Sequence[Voxels], batch: Voxels) -> None:
+        chosen = [regions[i] for i in self._random.integers(len(regions), size=BATCH)]
+        room = np.array([region.shape[1:] for region in chosen]) - CUBOID + 1
+        starts = (self._random.random((BATCH, 3)) * room).astype(np.int64).tolist()
+        gather_boxes(chosen, starts, batch)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+_LOOSE = 1.4  # times the size that is needed: a buffer that large will do
+
 
 class Buffers:
     """Gives out arrays; the memory of one that nobody refers to any longer is given out again.
@@ -34,11 +36,12 @@ class Buffers:
             while not self._returned.empty():
                 self._free.append(self._returned.get())
             del self._free[: -self._spare or None]
-            at = next((i for i, b in enumerate(self._free) if b.nbytes == n_bytes), None)
-            memory = None if at is None else self._free.pop(at)
+            fitting = [b for b in self._free if n_bytes <= b.nbytes <= _LOOSE * n_bytes]
+            memory = min(fitting, key=lambda buffer: buffer.nbytes, default=None)
+            self._free = [b for b in self._free if b is not memory]
         if memory is None:
             memory = np.empty(n_bytes, np.uint8)
-        return np.asarray(_Lease(memory, self)).view(dtype).reshape(shape)
+        return np.asarray(_Lease(memory, self))[:n_bytes].view(dtype).reshape(shape)
 
     def give_back(self, memory: npt.NDArray[np.uint8]) -> None:
         """Take memory back, from any thread at any moment: the garbage collector calls this."""
