@@ -80,17 +80,20 @@ class Tissue:
     ) -> Ints:
         """Draw n origins within a tile; see `Places`."""
         start, stop = self._tiling.origins(tile)
+        within = random.random((n, 3))
         cells, firsts, counts = zip(
             *(
-                np.unique(of[a:b], return_index=True, return_counts=True)
-                for of, a, b in zip(self._cells, start, stop, strict=True)
+                _runs(of[a:b])
+                for of, a, b in zip(self._cells, start.tolist(), stop.tolist(), strict=True)
             ),
             strict=True,
         )
+        mask = self._mask[np.ix_(*cells)]
+        if mask.all():  # as nearly everywhere
+            return start + (within * (stop - start)).astype(np.int64)
         z, y, x = counts
-        weights = self._mask[np.ix_(*cells)] * (1.0 * z[:, None, None] * y[:, None] * x)
+        weights = mask * (1.0 * z[:, None, None] * y[:, None] * x)
         cell = np.unravel_index(choose(np.cumsum(weights), n, random), weights.shape)
-        within = random.random((n, 3))
         drawn = [
             a + first[i] + (u * count[i]).astype(np.int64)
             for a, first, count, i, u in zip(start, firsts, counts, cell, within.T, strict=True)
@@ -285,6 +288,12 @@ def _boxes(positions: Floats, jitter: Ints, tiling: Tiling) -> tuple[Ints, Ints]
 def _within(low: Ints, high: Ints, random: np.random.Generator) -> Ints:
     """Draw one origin in each box, all of a box alike."""
     return low + (random.random(low.shape) * (high - low)).astype(np.int64)
+
+
+def _runs(values: Ints) -> tuple[Ints, Ints, Ints]:
+    """Find the values of a rising sequence, where each begins, and how often it comes."""
+    begins = np.concatenate([[0], np.flatnonzero(np.diff(values)) + 1])
+    return values[begins], begins, np.diff(begins, append=len(values))
 
 
 def choose(ends: Floats, n: int, random: np.random.Generator) -> Ints:

@@ -195,7 +195,7 @@ def test_cuboids_are_drawn_only_where_tissue_is_and_there_evenly() -> None:
     counts = np.unique(np.floor(middles[:, 1]), return_counts=True)[1]
     assert len(counts) == 20
     chi_square = ((counts - counts.mean()) ** 2 / counts.mean()).sum() / 19
-    assert chi_square < 2
+    assert chi_square < 2.5  # 19 degrees of freedom: p below 0.001
 
 
 def test_brains_are_mixed_by_weight() -> None:
