@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import zarr
 
-from cubeclf_core import sources
 from cubeclf_core.axes import Size3
 from cubeclf_core.config import ConvertConfig
 from cubeclf_core.console import progress, say
@@ -32,7 +31,7 @@ from cubeclf_core.pyramid import (
     open_levels,
     write_unit,
 )
-from cubeclf_core.sources import BROKEN, Slices, Source
+from cubeclf_core.sources import BROKEN, Slices, Source, by, kept_bytes
 from cubeclf_core.volumes import check_match, check_voxel_size, open_volume, stem
 from cubeclf_core.work_units import Unit, Voxels, count_units, each_unit
 
@@ -92,7 +91,7 @@ def convert(config: ConvertConfig) -> None:
             ) from error
     shape, size = job.channels[0].shape, job.voxel_size_um
     say(
-        f"{config.out}: {len(job.channels)} channel(s) of {sources.by(shape)} voxels (z y x), "
+        f"{config.out}: {len(job.channels)} channel(s) of {by(shape)} voxels (z y x), "
         f"{job.channels[0].dtype}, {' × '.join(f'{s:g}' for s in size)} µm, "
         f"{len(pyramid(shape, size))} level(s)"
     )
