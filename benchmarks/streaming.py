@@ -6,7 +6,7 @@ candidates; memory; and how independent the cuboids of a batch are. A figure tha
 must reach is marked; the exit code is 0 all the same.
 
 The volume is made for it: two channels of uint16, blosc-zstd in chunks of 64×128×128, which
-compress two-fold. Takes about 15 minutes, 3 GB of disk and 10 GB of memory; --quick a fifth of the
+compress two-fold. Takes some ten minutes, 3 GB of disk and 10 GB of memory; --quick a third of the
 time. Nothing else should run meanwhile.
 """
 
