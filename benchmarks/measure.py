@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import statistics
-import tempfile
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +16,9 @@ from benchmarks.design_effect import design_effects
 from benchmarks.forms import FORMS, forms
 from benchmarks.limit import Limit
 from benchmarks.meter import Rate
+from benchmarks.output import Figures, machine, working_folder, write_files
 from benchmarks.probe import probe
-from benchmarks.report import RATIOS, Figures, findings, plot, table
+from benchmarks.report import RATIOS, findings, plot, table
 from benchmarks.streams import (
     CUBOID,
     VOXEL_SIZE_UM,
@@ -41,7 +35,6 @@ from benchmarks.ways import OneByOne, Stored, one_by_one, open_array
 from cubeclf_core.axes import Shape3
 from cubeclf_core.console import say
 from cubeclf_core.errors import require
-from cubeclf_core.files import replacing
 from cubeclf_core.sources import by
 from cubeclf_core.tiles import CHUNK_VOXELS
 from cubeclf_core.tissue import Survey, survey
@@ -113,8 +106,8 @@ def measure(config: StreamingConfig, effort: Effort) -> Figures:
     require(config.memory_gb > 0, "--memory-gb", config.memory_gb, "more than 0")
     require(config.threads is None or config.threads > 0, "--threads", config.threads, "at least 1")
     threads = config.threads or min(8, os.cpu_count() or 1)
-    figures: Figures = {**_machine(), "threads": threads}
-    with _folder(config.folder) as folder:
+    figures: Figures = {**machine(PACKAGES), "threads": threads}
+    with working_folder(config.folder) as folder:
         path = config.volume or _made(folder, effort.shape)
         volume = open_volume(path, voxel_size_um=VOXEL_SIZE_UM)
         stored = open_array(path, volume.n_channels)
@@ -133,7 +126,8 @@ def measure(config: StreamingConfig, effort: Effort) -> Figures:
             figures[f"{name}_draws_per_chunk"] = found.draws_per_chunk
             say(f"stream, {FORMS[name]}: {found.cpu:.0f} per CPU-second")
     print(table(figures), "", *findings(figures), sep="\n", flush=True)
-    _write(config, figures)
+    plotted = config.plot or (config.json or Path("streaming.json")).with_suffix(".png")
+    write_files(figures, plot(figures), json_file=config.json, plot=plotted)
     return figures
 
 
@@ -236,16 +230,6 @@ def _memory_for(volume: Volume, n_chunks: int) -> tuple[int, float]:
         setting += setting // 16
 
 
-@contextmanager
-def _folder(given: Path | None) -> Iterator[Path]:
-    if given is None:
-        with tempfile.TemporaryDirectory(prefix="cubeclf-benchmark-") as folder:
-            yield Path(folder)
-    else:
-        given.mkdir(parents=True, exist_ok=True)
-        yield given
-
-
 def _made(folder: Path, shape: Shape3) -> Path:
     path = folder / f"brain-{'x'.join(map(str, shape))}.ome.zarr"
     if not path.exists():
@@ -269,35 +253,3 @@ def _described(volume: Volume, stored: Stored) -> Figures:
         "channels": channels,
         "compression_ratio": ratio,
     }
-
-
-def _machine() -> Figures:
-    figures: Figures = {
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cpus": os.cpu_count() or 1,
-        "python": platform.python_version(),
-    }
-    return figures | {f"{name}_version": version(name) for name in PACKAGES if find_spec(name)}
-
-
-def _processor() -> str:
-    about = Path("/proc/cpuinfo")
-    if not about.exists():
-        return platform.processor()
-    lines = about.read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
-
-
-def _write(config: StreamingConfig, figures: Figures) -> None:
-    beside = Path("streaming.json") if config.json is None else config.json
-    picture = config.plot or beside.with_suffix(".png")
-    for file in (picture, beside):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(picture) as temporary:
-        plot(figures).savefig(temporary, format=picture.suffix[1:] or "png", dpi=150)
-    say(f"plot: {picture}")
-    if config.json is not None:
-        with replacing(config.json) as temporary:
-            temporary.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        say(f"figures: {config.json}")

@@ -10,11 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.forms import CANVAS, FORMS
+from benchmarks.output import Figures, lay_out
 from benchmarks.streams import CUBOID
 from cubeclf_core.pyramid import INNER_CHUNKS
 from cubeclf_core.sources import by
-
-Figures = dict[str, float | str]
 
 WAYS = {
     "zarr": "zarr-python, one by one",
@@ -88,13 +87,7 @@ def table(figures: Figures) -> str:
     """Lay out all figures for the terminal."""
     head = ("", "per CPU-s", "per wall-s", "figure", "must reach", "aim", "")
     rows = [head, *_rates(figures), *_others(figures)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]])
-        for row in rows
-    ]
-    lines.insert(1, "─" * max(map(len, lines)))
-    return "\n".join(line.rstrip() for line in lines)
+    return lay_out(rows, last_left=True)
 
 
 def _rates(figures: Figures) -> Iterator[tuple[str, ...]]:

@@ -10,22 +10,34 @@ import torch
 
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CheckpointError, InputError
+from cubeclf_core.inflate import fitting_size, inflate
 from cubeclf_core.vit import SIZES, Vit3d, Vit3dConfig
+from cubeclf_core.weights_2d import Weights, download_2d, holds_2d, read_2d
 
 _SCRATCH = "scratch:"
+_TIMM = "timm:"
+_PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 
-def load_backbone(name: str, *, channels: int = 2, seed: int = 0) -> tuple[Vit3d, dict[str, Any]]:
+def load_backbone(
+    name: str, *, channels: int = 2, seed: int = 0, config: Vit3dConfig | None = None
+) -> tuple[Vit3d, dict[str, Any]]:
     """Get a backbone by name or from a file.
 
     Parameters
     ----------
     name
-        A run's folder, a `.safetensors` file, or ``scratch:vit-SIZE`` for random weights.
+        A run's folder or a `.safetensors` file of ours; a `.safetensors` file of a 2D vision
+        transformer, or ``timm:NAME`` for one of timm's, to be inflated; or ``scratch:vit-SIZE``
+        for random weights.
     channels
-        Input channels of a network from scratch; a file has its own.
+        Input channels of a network from scratch or from 2D; a file of ours has its own.
     seed
         Of the random weights.
+    config
+        What else a network from scratch or from 2D should be, instead of `channels`. If not given
+        it is the default, of the size that is named or that the 2D weights are of; what comes from
+        2D keeps its positions, so they are learned.
 
     Returns
     -------
@@ -37,13 +49,27 @@ def load_backbone(name: str, *, channels: int = 2, seed: int = 0) -> tuple[Vit3d
     Raises
     ------
     CheckpointError
-        If the file is not a backbone of ours.
+        If the file is neither a backbone of ours nor a 2D vision transformer.
     InputError
-        If the name is unknown.
+        If the name is unknown, or 2D weights are of another size than the network.
+    RunFailed
+        If timm's weights cannot be downloaded.
     """
     if name.startswith(_SCRATCH):
-        return _from_scratch(name.removeprefix(_SCRATCH), channels, seed), {"backbone": name}
-    header, tensors = load_checkpoint(Path(name), "backbone")
+        config = config or Vit3dConfig(channels=channels)
+        return _from_scratch(name.removeprefix(_SCRATCH), config, seed), {"backbone": name}
+    if name.startswith(_TIMM):
+        weights = download_2d(name.removeprefix(_TIMM))
+        return _from_2d(name, weights, channels, config), {"backbone": name}
+    path = Path(name)
+    if path.suffix in _PICKLES and path.is_file():
+        raise CheckpointError(
+            f"{name} is a pickle, which can run any code when read; expected .safetensors: "
+            "convert it where you trust it"
+        )
+    if holds_2d(path):
+        return _from_2d(name, read_2d(path), channels, config), {"backbone": name}
+    header, tensors = load_checkpoint(path, "backbone")
     backbone = Vit3d(Vit3dConfig.from_dict(header.backbone))
     try:
         backbone.load_state_dict(tensors)
@@ -67,8 +93,18 @@ def save_backbone(path: Path, backbone: Vit3d, training: dict[str, Any]) -> None
     save_checkpoint(path, header, backbone.state_dict())
 
 
-def _from_scratch(name: str, channels: int, seed: int) -> Vit3d:
+def _from_scratch(name: str, config: Vit3dConfig, seed: int) -> Vit3d:
     size = name.removeprefix("vit-")
     if not name.startswith("vit-") or size not in SIZES:
         raise InputError(f"no network {name!r}; expected one of vit-{', vit-'.join(SIZES)}")
-    return build_backbone(Vit3dConfig(size=size, channels=channels), seed).eval()
+    return build_backbone(dataclasses.replace(config, size=size), seed).eval()
+
+
+def _from_2d(name: str, weights: Weights, channels: int, config: Vit3dConfig | None) -> Vit3d:
+    try:
+        if config is None:
+            size = fitting_size(weights)
+            config = Vit3dConfig(size=size, channels=channels, positions="learned")
+        return inflate(weights, config).eval()
+    except InputError as error:  # of the same kind, with the name
+        raise type(error)(f"{name}: {error}") from error

@@ -3,7 +3,8 @@
 Nothing here imports torch, so `--help` answers at once; a command's code is imported only when
 its arguments have been understood.
 
-Exit codes: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted.
+Exit codes: 0 done, 1 failed while running, 2 bad usage or input, 75 stopped by a signal but
+ready to go on, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import importlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -26,7 +27,12 @@ from cubeclf_core.errors import CubeclfError, InputError
 INTERRUPTED = 130
 
 
-def launch(name: str, config_class: type[Any], target: str) -> NoReturn:
+Presets = Mapping[str, Mapping[str, Any]]
+
+
+def launch(
+    name: str, config_class: type[Any], target: str, presets: Presets | None = None
+) -> NoReturn:
     """Run one command line to its end and exit.
 
     Parameters
@@ -37,10 +43,12 @@ def launch(name: str, config_class: type[Any], target: str) -> NoReturn:
         A frozen dataclass; its fields are the flags and its docstring is the help.
     target
         ``"module:function"``; the function takes the config. Imported only when needed.
+    presets
+        Settings by the name that ``--preset`` takes; what the user gives wins over them.
     """
     debug = "--debug" in sys.argv
     try:
-        _parse_and_run(name, config_class, target, sys.argv[1:])
+        _parse_and_run(name, config_class, target, sys.argv[1:], presets or {})
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
     except CubeclfError as error:
@@ -55,13 +63,21 @@ def launch(name: str, config_class: type[Any], target: str) -> NoReturn:
     sys.exit(0)
 
 
-def _parse_and_run(name: str, config_class: type[Any], target: str, argv: Sequence[str]) -> None:
-    arguments, file = _take_config_file(argv)
+def _parse_and_run(
+    name: str, config_class: type[Any], target: str, argv: Sequence[str], presets: Presets
+) -> None:
+    arguments, file = _take(argv, "--config", "a YAML file")
     settings = _read_settings(Path(file), config_class) if file else {}
+    _, preset = (
+        _take(arguments, "--preset", f"one of {', '.join(presets)}") if presets else ([], "")
+    )
+    preset = preset or str(settings.get("preset", ""))
+    if preset in presets:  # an unknown one is told when the arguments are parsed
+        settings = {**presets[preset], **settings}
     app = App(
         name=name,
         help=(config_class.__doc__ or "").split("\n\n    Parameters\n")[0],
-        config=cyclopts.config.Dict(settings, source=str(file)) if settings else None,
+        config=cyclopts.config.Dict(settings, source=file or preset) if settings else None,
         default_parameter=Parameter(negative_iterable=()),
         error_formatter=lambda error: _one_line(f"error: {error}"),
         error_console=console,
@@ -104,21 +120,21 @@ def _flag(text: str) -> object:
     return Annotated[bool, Parameter(negative="", help=text)]
 
 
-def _take_config_file(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """Split ``--config FILE`` off the arguments."""
+def _take(argv: Sequence[str], flag: str, what: str) -> tuple[list[str], str]:
+    """Split ``FLAG VALUE`` off the arguments; the value is empty if it is not there."""
     rest: list[str] = []
-    file: str | None = None
+    value = ""
     tokens = iter(argv)
     for token in tokens:
-        if token == "--config":
-            file = next(tokens, None)
-            if file is None:
-                raise InputError("--config needs a YAML file after it")
-        elif token.startswith("--config="):
-            file = token.partition("=")[2]
+        if token == flag:
+            value = next(tokens, "")
+            if not value:
+                raise InputError(f"{flag} needs {what} after it")
+        elif token.startswith(f"{flag}="):
+            value = token.partition("=")[2]
         else:
             rest.append(token)
-    return rest, file
+    return rest, value
 
 
 def _read_settings(path: Path, config_class: type[Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
+from cubeclf_core.errors import require
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateConfig:
@@ -76,3 +78,68 @@ class ConvertConfig:
     memory_gb: float = 4.0
     shard: bool = True
     ome_version: Literal["0.4", "0.5"] = "0.5"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How strong the augmentation of pretraining is; 0 switches a part of it off.
+
+    Parameters
+    ----------
+    flip
+        Flip and rotate by the symmetries of a cuboid.
+    warp
+        Share of the views that are warped; the others are plain copies, since resampling smooths
+        noise.
+    rotation_deg
+        Of a warped view: the largest angle about z.
+    scale
+        Of a warped view: the most that any direction is stretched or sheared, as a share. Small,
+        as size tells what a cell is.
+    elastic_um
+        Of a warped view: the largest displacement of a control point along each axis, in µm.
+    gamma
+        The intensity scale is bent by an exponent between e^-gamma and e^gamma.
+    blur
+        Share of the views that are blurred.
+    blur_um
+        The largest standard deviation of the blur in y and x, in µm; along z it is thrice that.
+    stripes
+        Share of the views with the stripes of a light sheet.
+    noise
+        Largest standard deviation of the photon and read noise, as a share of the channel's own.
+    drop_background
+        Share of the views that have to do with the signal alone.
+    rescale
+        Standardised channels are multiplied by a factor between e^-rescale and e^rescale, and
+        shifted by up to rescale deviations.
+    """
+
+    flip: bool = True
+    warp: float = 0.2
+    rotation_deg: float = 15.0
+    scale: float = 0.1
+    elastic_um: float = 2.0
+    gamma: float = 0.25
+    blur: float = 0.1
+    blur_um: float = 1.0
+    stripes: float = 0.1
+    noise: float = 0.2
+    drop_background: float = 0.2
+    rescale: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("warp", "blur", "stripes", "drop_background"):
+            share = getattr(self, name)
+            require(0 <= share <= 1, f"augment.{name}", share, "0 to 1")
+        for name, most in (
+            ("rotation_deg", 180),
+            ("scale", 0.3),
+            ("elastic_um", 10),
+            ("gamma", 2),
+            ("blur_um", 10),
+            ("noise", 5),
+            ("rescale", 2),
+        ):
+            value = getattr(self, name)
+            require(0 <= value <= most, f"augment.{name}", value, f"0 to {most:g}")

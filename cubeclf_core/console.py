@@ -23,7 +23,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def is_main_process() -> bool:
     """Whether this process is rank 0, the only one that speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
 
 
 def say(message: str) -> None:
@@ -41,7 +41,7 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(description: str, total: int, *, unit: str = "it") -> Iterator[Advance]:
+def progress(description: str, total: int, *, unit: str = "it", done: int = 0) -> Iterator[Advance]:
     """Show the progress of `total` items with rate and time left.
 
     On a terminal this is a live bar; elsewhere a plain line about every ten seconds and one at
@@ -55,6 +55,8 @@ def progress(description: str, total: int, *, unit: str = "it") -> Iterator[Adva
         Number of items.
     unit
         What an item is, for the rate.
+    done
+        Items that were done before, by a run that is resumed.
 
     Yields
     ------
@@ -64,14 +66,14 @@ def progress(description: str, total: int, *, unit: str = "it") -> Iterator[Adva
     if not is_main_process():
         yield lambda steps=1, note="": None
     elif console.is_terminal:
-        with _live_bar(description, total) as advance:
+        with _live_bar(description, total, done) as advance:
             yield advance
     else:
-        yield _plain_lines(description, total, unit)
+        yield _plain_lines(description, total, unit, done)
 
 
 @contextmanager
-def _live_bar(description: str, total: int) -> Iterator[Advance]:
+def _live_bar(description: str, total: int, done: int) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -82,7 +84,7 @@ def _live_bar(description: str, total: int) -> Iterator[Advance]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(description, total=total, note="")
+        task = bar.add_task(description, total=total, completed=done, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
             bar.update(task, advance=steps, note=note or bar.tasks[task].fields["note"])
@@ -90,9 +92,11 @@ def _live_bar(description: str, total: int) -> Iterator[Advance]:
         yield advance
 
 
-def _plain_lines(description: str, total: int, unit: str, every_s: float = 10.0) -> Advance:
+def _plain_lines(
+    description: str, total: int, unit: str, first: int, every_s: float = 10.0
+) -> Advance:
     start = last = time.monotonic()
-    done = 0
+    done = first
 
     def advance(steps: int = 1, note: str = "") -> None:
         nonlocal done, last
@@ -101,7 +105,7 @@ def _plain_lines(description: str, total: int, unit: str, every_s: float = 10.0)
         if done < total and now - last < every_s:
             return
         last = now
-        rate = done / max(now - start, 1e-9)
+        rate = (done - first) / max(now - start, 1e-9)
         left = (total - done) / max(rate, 1e-9)
         say(
             f"{description}: {done}/{total} {unit}, {rate:.3g}/s, {left:.0f} s left {note}".rstrip()

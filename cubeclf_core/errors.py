@@ -4,6 +4,8 @@
 
     CubeclfError                    exit code 1: it failed while running
     ├── RunFailed (RuntimeError)        training diverged, an export did not match, …
+    │   └── Collapsed               in pretrain.monitors: the backbone says the same of all cuboids
+    ├── Stopped                     exit code 75: asked to stop by a signal; nothing is lost
     └── InputError (ValueError)     exit code 2: the user can mend it
         ├── VolumeError                 no volume, corrupt, or of an unsupported kind
         │   ├── VolumeTooSmall          smaller than one cuboid
@@ -28,6 +30,12 @@ class CubeclfError(Exception):
 
 class RunFailed(CubeclfError, RuntimeError):
     """Something failed while running, with valid input."""
+
+
+class Stopped(CubeclfError):
+    """A signal asked for a stop, and what is needed to go on has been written."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class InputError(CubeclfError, ValueError):

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+
+_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of logistic regression
+_FOLDS = 5
 
 
 def classification_metrics(
@@ -47,3 +59,121 @@ def rank_me(embeddings: Float[Tensor, "n feature"]) -> float:
     values = torch.linalg.svdvals(embeddings.double())
     share = values / values.sum().clamp_min(1e-12) + 1e-7
     return float(torch.exp(-(share * share.log()).sum()))
+
+
+def feature_deviation(embeddings: Float[Tensor, "n feature"]) -> float:
+    """Deviation of a feature among embeddings of length 1, against that of directions at random.
+
+    Chen and He (arXiv:2011.10566), times the root of the number of features: about 1 if embeddings
+    point everywhere alike, 0 if all point the same way.
+    """
+    n_features = embeddings.shape[1]
+    directions = F.normalize(embeddings.double(), dim=1)
+    return float(directions.std(dim=0).mean()) * math.sqrt(n_features)
+
+
+def mean_cosine(embeddings: Float[Tensor, "n feature"]) -> float:
+    """Mean cosine of two different embeddings: 1 if all point the same way, about 0 at random.
+
+    The length of the sum of all directions tells it, without a matrix of pairs.
+    """
+    directions = F.normalize(embeddings.double(), dim=1)
+    n = len(directions)
+    with_themselves = directions.square().sum()  # n, unless an embedding is zero
+    return float((directions.sum(dim=0).square().sum() - with_themselves) / (n * (n - 1)))
+
+
+def embedding_health(embeddings: Float[Tensor, "n feature"]) -> dict[str, float]:
+    """Measure whether embeddings of different cuboids differ.
+
+    Parameters
+    ----------
+    embeddings
+        At least two.
+
+    Returns
+    -------
+    dict
+        ``rank_me``, ``feature_deviation`` and ``mean_cosine``, as the functions of these names.
+    """
+    return {
+        "rank_me": rank_me(embeddings),
+        "feature_deviation": feature_deviation(embeddings),
+        "mean_cosine": mean_cosine(embeddings),
+    }
+
+
+def knn_scores(
+    train: Float[Tensor, "n feature"],
+    labels: npt.NDArray[np.int64],
+    test: Float[Tensor, "m feature"],
+    k: int = 20,
+) -> npt.NDArray[np.float64]:
+    """Score embeddings by the share of cells among their nearest neighbours by cosine.
+
+    Parameters
+    ----------
+    train
+        Embeddings whose class is known.
+    labels
+        Shape (n,), 1 for a cell and 0 otherwise.
+    test
+        Embeddings to score.
+    k
+        Neighbours, each with one vote; all, if there are no more.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (m,), in [0, 1].
+    """
+    search = NearestNeighbors(n_neighbors=min(k, len(train)), metric="cosine")
+    nearest = search.fit(_array(train)).kneighbors(_array(test), return_distance=False)
+    return np.asarray(labels[nearest].mean(axis=1), np.float64)
+
+
+def linear_scores(
+    train: Float[Tensor, "n feature"],
+    labels: npt.NDArray[np.int64],
+    test: Float[Tensor, "m feature"],
+    seed: int = 0,
+) -> npt.NDArray[np.float64]:
+    """Score embeddings by logistic regression on standardised features, classes weighted alike.
+
+    How strong it is regularised (C of 1e-4 to 1e-1) is chosen by the AUC of a cross-validation
+    within the training embeddings, in at most five parts; where a class has but one, C is 1e-2.
+
+    Parameters
+    ----------
+    train
+        Embeddings whose class is known.
+    labels
+        Shape (n,), 1 for a cell and 0 otherwise; both occur.
+    test
+        Embeddings to score.
+    seed
+        Of the parts.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (m,), log odds.
+    """
+    model = linear_probe()
+    n_folds = min(_FOLDS, int(np.bincount(labels, minlength=2).min()))
+    if n_folds > 1:
+        folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+        grid = {"logisticregression__C": _STRENGTHS}
+        model = GridSearchCV(model, grid, scoring="roc_auc", cv=folds)
+    model.fit(_array(train), labels)
+    return np.asarray(model.decision_function(_array(test)), np.float64)
+
+
+def linear_probe(strength: float = 1e-2) -> Any:
+    """Make an unfitted logistic regression (scikit-learn's C) on standardised features."""
+    regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=2000)
+    return make_pipeline(StandardScaler(), regression)
+
+
+def _array(embeddings: Float[Tensor, "n feature"]) -> npt.NDArray[np.float64]:
+    return embeddings.detach().cpu().double().numpy()

@@ -2,67 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from sklearn.metrics import precision_recall_curve
 
-Array = npt.NDArray[Any]
+from cubeclf_core.drawing import Array, scale_bar
 
 _CELL, _NO_CELL = "#f2b134", "#3aa0c9"  # told apart by colour-blind readers too
-
-
-def training_curves(metrics: Path) -> Figure:
-    """Plot the loss, and what it is to be compared with, over steps.
-
-    Parameters
-    ----------
-    metrics
-        A run's ``metrics.jsonl``.
-    """
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    steps = [line["step"] for line in lines]
-    beside = ("neighbour_mean", "cross_entropy", "uniform", "teacher_entropy")
-    for name in ("loss", *beside):
-        if name in lines[-1]:
-            style = "-" if name == "loss" else "--"
-            axes.plot(steps, [line[name] for line in lines], style, label=name.replace("_", " "))
-    axes.set(xlabel="step", ylabel="loss")
-    axes.legend(frameon=False)
-    return figure
-
-
-def reconstruction_mosaic(inputs: Array, seen: Array, filled: Array) -> Figure:
-    """Show cuboids before masking, as the encoder saw them, and as reconstructed.
-
-    Parameters
-    ----------
-    inputs, seen, filled
-        Shape (n, c, z, y, x); NaN where masked. The signal's middle plane is shown.
-    """
-    n, middle = len(inputs), inputs.shape[2] // 2
-    figure = Figure(figsize=(1.4 * n, 4.6), layout="constrained")
-    grid = np.atleast_2d(figure.subplots(3, n, squeeze=False))
-    for row, (name, cuboids) in enumerate(
-        {"input": inputs, "seen": seen, "reconstructed": filled}.items()
-    ):
-        for column in range(n):
-            axes = grid[row, column]
-            low, high = np.percentile(inputs[column, 0, middle], (1, 99.5))
-            axes.imshow(cuboids[column, 0, middle], cmap="gray", vmin=low, vmax=high)
-            axes.set(xticks=[], yticks=[], facecolor="#5b2333")
-        grid[row, 0].set_ylabel(name)
-    return figure
 
 
 def precision_recall(labels: Array, scores: Mapping[str, Array]) -> Figure:
@@ -180,11 +131,7 @@ def _planes(panels: Sequence[Axes], channel: Array, mask: Array, size_um: Sequen
         axes.contour(at_x, at_y, around, [0.5], colors=_CELL, linewidths=1)
         axes.set_axis_off()
         axes.set_title(where, fontsize=7, loc="left", pad=2)
-    length = _round_length(0.3 * channel.shape[2] * size_x)
-    bottom, left = 0.96 * channel.shape[1] * size_y, 0.04 * channel.shape[2] * size_x
-    panels[0].plot((left, left + length), (bottom, bottom), color="w", lw=2.5)
-    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-    panels[0].text(left, bottom, label, color="w", fontsize=8, va="bottom", ha="left")
+    scale_bar(panels[0], channel.shape[1] * size_y, channel.shape[2] * size_x)
 
 
 def _grey_values(axes: Axes, channel: Array, mask: Array) -> None:
@@ -201,9 +148,3 @@ def _grey_values(axes: Axes, channel: Array, mask: Array) -> None:
     axes.tick_params(axis="y", which="both", left=False, labelleft=False)
     axes.spines[["left", "top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=7, loc="lower center")
-
-
-def _round_length(most_um: float) -> float:
-    """Give the largest 1, 2 or 5 times a power of ten that is not above a length."""
-    power = 10.0 ** np.floor(np.log10(most_um))
-    return float(power * max(m for m in (1, 2, 5) if m * power <= most_um))

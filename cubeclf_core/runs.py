@@ -11,13 +11,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from cubeclf_core.cli import to_yaml
-from cubeclf_core.console import say
+from cubeclf_core.console import is_main_process, say
 from cubeclf_core.environment import environment
 from cubeclf_core.files import mark, remove, replacing
 
 
 class RunFolder:
-    """A new run's folder; made once all input has been checked.
+    """A run's folder; made anew once all input has been checked, or opened again to go on.
+
+    On several devices only rank 0 writes; the others may ask it to, and nothing happens.
 
     Parameters
     ----------
@@ -26,18 +28,26 @@ class RunFolder:
     config
         The resolved config dataclass, written as ``config.yaml`` that ``--config`` reads back.
         A folder that stood there is removed; `check_output` has been asked before.
+    resume
+        Keep what is there.
     """
 
-    def __init__(self, path: Path, config: Any) -> None:
-        remove(path)
-        path.mkdir(parents=True)
-        mark(path)
+    def __init__(self, path: Path, config: Any, *, resume: bool = False) -> None:
         self.path = path
         self.figures = path / "figures"
         self.exported = path / "exported"
-        rerun = dataclasses.replace(config, overwrite=False)  # a rerun asks again
-        (path / "config.yaml").write_text(to_yaml(rerun), encoding="utf-8")
-        self.write_json("environment.json", environment())
+        if not is_main_process():
+            return
+        if not resume:
+            remove(path)
+            path.mkdir(parents=True)
+            mark(path)
+            rerun = dataclasses.replace(config, overwrite=False)  # a rerun asks again
+            (path / "config.yaml").write_text(to_yaml(rerun), encoding="utf-8")
+        name = "environment.json"
+        if resume:  # it may be another machine: both are kept
+            name = f"environment_{len(list(path.glob('environment*.json')))}.json"
+        self.write_json(name, environment())
 
     def log(self, **values: float | int | str) -> None:
         """Append one line to ``metrics.jsonl``."""
@@ -45,23 +55,53 @@ class RunFolder:
 
     def append(self, name: str, values: Mapping[str, Any]) -> None:
         """Append one line to a file of JSON lines."""
+        if not is_main_process():
+            return
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
+    def trim(self, step: int) -> None:
+        """Cut ``metrics.jsonl`` off before a step: a resumed run takes it again.
+
+        The last line may be torn, when the run was killed as it was written.
+        """
+        path = self.path / "metrics.jsonl"
+        if not is_main_process() or not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] < step:
+                    kept.append(line)
+            except json.JSONDecodeError:
+                break
+        with replacing(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
     def tell(self, message: str) -> None:
         """Print a line and keep it in ``train.log``."""
+        if not is_main_process():
+            return
         say(message)
         with (self.path / "train.log").open("a", encoding="utf-8") as file:
             file.write(message + "\n")
 
     def write_json(self, name: str, values: Any) -> None:
         """Write a JSON file of the folder, whole or not at all."""
+        self.write_text(name, json.dumps(values, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file of the folder, whole or not at all."""
+        if not is_main_process():
+            return
         with replacing(self.path / name) as temporary:
-            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
 
     def save_figure(self, name: str, figure: Figure) -> Path:
         """Write a figure as PNG, whole or not at all, and return its path."""
         path = self.path / name
+        if not is_main_process():
+            return path
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
         return path

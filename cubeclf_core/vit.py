@@ -1,8 +1,9 @@
 """A 3D vision transformer for cuboids of anisotropic voxels.
 
 Blocks, initialisation and class token are timm's `VisionTransformer` (Dosovitskiy et al.,
-arXiv:2010.11929); the patch embedding and the positions are three-dimensional, and a patch is
-given in µm.
+arXiv:2010.11929), as are register tokens (Darcet et al., arXiv:2309.16588), LayerScale (Touvron et
+al., arXiv:2103.17239) and drop path (Huang et al., arXiv:1603.09382). The patch embedding and the
+positions are three-dimensional, and a patch is given in µm.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cubeclf_core.axes import Shape3, Size3
-from cubeclf_core.errors import InputError
+from cubeclf_core.errors import InputError, require
 
 SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads
     "nano": (96, 4, 3),
@@ -26,6 +27,7 @@ SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads
     "small": (384, 12, 6),
     "base": (768, 12, 12),
 }
+POSITIONS = ("sincos", "learned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,16 @@ class Vit3dConfig:
         z y x; all data is resampled to it.
     patch_um
         z y x; a whole number of voxels, which divides the cuboid.
+    positions
+        One of `POSITIONS`: fixed sines and cosines, or trained from small random values.
+    register_tokens
+        Tokens without a place or an output, in which the network keeps what concerns the whole
+        cuboid; without them a large network uses patches of empty tissue for it.
+    layer_scale
+        Where the trained gains of the blocks' branches start; no gains if None.
+    drop_path
+        How often the last block's branches are left out in training, in [0, 1); the rate rises
+        linearly from 0 at the first block. Drawn from torch's global generator.
     """
 
     size: str = "tiny"
@@ -51,6 +63,10 @@ class Vit3dConfig:
     cuboid_shape: Shape3 = (20, 50, 50)
     voxel_size_um: Size3 = (5.0, 1.0, 1.0)
     patch_um: Size3 = (20.0, 10.0, 10.0)
+    positions: str = "sincos"
+    register_tokens: int = 0
+    layer_scale: float | None = None
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -63,6 +79,12 @@ class Vit3dConfig:
                     f"a patch of {self.patch_um} µm is no whole number of voxels of "
                     f"{self.voxel_size_um} µm that divides a cuboid of {self.cuboid_shape} voxels"
                 )
+        expected = " or ".join(POSITIONS)
+        require(self.positions in POSITIONS, "positions", repr(self.positions), expected)
+        require(self.register_tokens >= 0, "register_tokens", self.register_tokens, "0 or more")
+        gains = self.layer_scale is None or self.layer_scale > 0
+        require(gains, "layer_scale", self.layer_scale, "a positive number, 1e-5 for instance")
+        require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "a number in [0, 1)")
 
     @property
     def patch_shape(self) -> Shape3:
@@ -81,7 +103,13 @@ class Vit3dConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Vit3dConfig:
-        """Read what `dataclasses.asdict` and JSON made of a config."""
+        """Read what `dataclasses.asdict` and JSON made of a config; what is missing is default.
+
+        Raises
+        ------
+        TypeError
+            If a key is unknown: what it asks for would be left out without a word.
+        """
         lists: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
@@ -108,11 +136,17 @@ class PatchEmbed3d(nn.Module):
 class Vit3d(VisionTransformer):
     """Encoder from standardised cuboids to a class token, then patch tokens in z y x order.
 
-    Positions are fixed 3D sines and cosines; a view of another size gets them resampled
-    trilinearly. Input is what `cubeclf_core.normalise.standardise` returns.
+    Patches alone have positions; a view of another size gets them resampled trilinearly. Input is
+    what `cubeclf_core.normalise.standardise` returns.
+
+    Parameters
+    ----------
+    config
+        The network; its weights come from torch's global generator, see `build_backbone`.
     """
 
     cls_token: nn.Parameter
+    reg_token: nn.Parameter | None
     pos_embed: nn.Parameter
 
     def __init__(self, config: Vit3dConfig) -> None:
@@ -127,12 +161,15 @@ class Vit3d(VisionTransformer):
             num_classes=0,
             global_pool="",
             no_embed_class=True,
+            reg_tokens=config.register_tokens,
+            init_values=config.layer_scale,
+            drop_path_rate=config.drop_path,
             embed_layer=PatchEmbed3d,
         )
         self.config = config
-        self.pos_embed = nn.Parameter(
-            sincos_positions(config.grid, width)[None], requires_grad=False
-        )
+        if config.positions == "sincos":  # learned ones are as timm made them
+            fixed = sincos_positions(config.grid, width)[None]
+            self.pos_embed = nn.Parameter(fixed, requires_grad=False)
 
     @property
     def embedding_width(self) -> int:
@@ -140,7 +177,11 @@ class Vit3d(VisionTransformer):
         return 3 * int(self.embed_dim)
 
     def forward(  # type: ignore[override]  # timm's takes an attention mask, of no use here
-        self, x: Float[Tensor, "b c z y x"], keep: Int[Tensor, "b kept"] | None = None
+        self,
+        x: Float[Tensor, "b c z y x"],
+        keep: Int[Tensor, "b kept"] | None = None,
+        masked: Bool[Tensor, "b patch"] | None = None,
+        mask_token: Float[Tensor, "1 1 width"] | None = None,
     ) -> Float[Tensor, "b token width"]:
         """Encode cuboids.
 
@@ -150,18 +191,33 @@ class Vit3d(VisionTransformer):
             Standardised cuboids; their shape a multiple of the patch.
         keep
             Indices of the patches to encode (masked autoencoding); all if not given.
+        masked
+            Patches whose content is hidden from the network, but not their place (iBOT). Not
+            together with `keep`.
+        mask_token
+            What it sees in their stead; given where `masked` is.
 
         Returns
         -------
         Tensor
-            Class token, then the (kept) patch tokens.
+            Class token, then the (kept) patch tokens; register tokens are left out.
         """
+        assert keep is None or masked is None, "keep leaves patches out, masked hides them"
+        assert (masked is None) == (mask_token is None), "masked goes with a mask token"
         grid = tuple(n // p for n, p in zip(x.shape[2:], self.config.patch_shape, strict=True))
-        tokens = self.patch_embed(x) + self.positions(grid)
+        tokens = self.patch_embed(x)
+        if masked is not None and mask_token is not None:
+            tokens = torch.where(masked[..., None], mask_token.to(tokens.dtype), tokens)
+        tokens = tokens + self.positions(grid)
         if keep is not None:
             tokens = tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
-        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), tokens], dim=1)
-        return self.norm(self.blocks(tokens))  # type: ignore[no-any-return]
+        n_tokens = 1 + tokens.shape[1]
+        # x.shape[0], not len(x): an exported program takes batches of any size.
+        parts = [self.cls_token.expand(x.shape[0], -1, -1), tokens]
+        if self.reg_token is not None:  # last, where leaving them out takes no copy
+            parts.append(self.reg_token.expand(x.shape[0], -1, -1))
+        tokens = self.blocks(torch.cat(parts, dim=1))
+        return self.norm(tokens[:, :n_tokens])  # type: ignore[no-any-return]
 
     def embed(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b feature"]:
         """Encode whole cuboids and pool their tokens; see `pool_tokens`. Shape (b, 3 × width)."""

@@ -19,9 +19,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from torch import Tensor
 
-from cubeclf_core.augment import drop_background, flip_and_rotate, generator, jitter_intensity
+from cubeclf_core.augment import bend, drop_background, flip_and_rotate, photon_noise
+from cubeclf_core.axes import Size3
 from cubeclf_core.classifier import Classifier
 from cubeclf_core.console import progress
+from cubeclf_core.draws import Draws
 from finetune.config import FinetuneConfig
 from finetune.labels import Labelled
 
@@ -35,10 +37,12 @@ def fit_head(classifier: Classifier, data: Labelled, seed: int) -> None:
     The penalty is chosen by cross-validation within the labels. Classes count alike; the bias is
     then moved so that probabilities are those of brains with the training labels' share of cells.
     """
-    random = generator(seed, 1)
+    voxel_size_um = classifier.backbone.config.voxel_size_um
     copies = [embed(classifier, data.cuboids)]
     while len(copies) < _COPIES:
-        copies.append(embed(classifier, flip_and_rotate(data.cuboids, random)))
+        draws = Draws(seed, len(copies), range(len(data.cuboids)))
+        moved = flip_and_rotate(data.cuboids, draws, voxel_size_um=voxel_size_um)
+        copies.append(embed(classifier, moved))
     features = torch.cat(copies)
     labels = np.tile(data.labels, _COPIES)
     classifier.feature_mean.copy_(features.mean(0))
@@ -121,10 +125,9 @@ def finetune_network(
                 group["lr"] = _learning_rate(config, step)
             index = _balanced_batch(data.labels, config.batch_size, config.seed, step)
             labels = torch.from_numpy(data.labels[index]).to(fabric.device)
-            random = generator(config.seed, 2, step, device=fabric.device)
+            draws = Draws(config.seed, step, range(len(index)), fabric.device)
             cuboids = data.cuboids[torch.from_numpy(index)].to(fabric.device)
-            cuboids = jitter_intensity(flip_and_rotate(cuboids, random), random)
-            cuboids = drop_background(cuboids, random, probability=0.1)
+            cuboids = _augment(cuboids, draws, classifier.backbone.config.voxel_size_um)
             loss = F.cross_entropy(model(cuboids) + balance, labels, label_smoothing=0.1)
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(loss)
@@ -133,6 +136,16 @@ def finetune_network(
             advance(note=f"loss {float(loss.detach()):.4f}")
             yield {"step": step, "loss": float(loss.detach())}
     classifier.cpu().eval()
+
+
+def _augment(
+    cuboids: Float[Tensor, "b c z y x"], draws: Draws, voxel_size_um: Size3
+) -> Float[Tensor, "b c z y x"]:
+    """Change what tells nothing of a cell: where it points, how it was photographed."""
+    cuboids = flip_and_rotate(cuboids, draws.fork(0), voxel_size_um=voxel_size_um)
+    cuboids = bend(cuboids, draws.fork(1), gamma=0.25)
+    cuboids = photon_noise(cuboids, draws.fork(2), noise=0.2)
+    return drop_background(cuboids, draws.fork(3), probability=0.1)
 
 
 def _balanced_batch(

@@ -5,90 +5,46 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from cubeclf_core.config import AugmentConfig
 from cubeclf_core.errors import require
+from pretrain.objectives import OBJECTIVES
 
 Size = Literal["nano", "micro", "tiny", "small", "base"]
+Preset = Literal["laptop", "gpu", "node"]
+_HIDDEN = Parameter(show=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaeConfig:
-    """Settings of masked autoencoding.
+class NetworkConfig:
+    """What the network is like, beside its size.
 
     Parameters
     ----------
-    mask_ratio
-        Share of the patches that the encoder does not see.
-    target
-        cuboid: voxels standardised over the cuboid, which keep how bright a patch is among its
-        neighbours. patch: over each patch and channel, as the paper has it; where single photons
-        count, that is mostly noise.
-    decoder_width
-        Width of the decoder; divisible by 6 and by 3 heads.
-    decoder_depth
-        Blocks of the decoder.
+    patch_um
+        z y x; a whole number of voxels, which divides the cuboid.
+    voxel_size_um
+        z y x; all data is resampled to it.
+    positions
+        sincos: fixed sines and cosines. learned: trained with the rest.
+    register_tokens
+        Further tokens that belong to no patch (arXiv:2309.16588).
+    layer_scale
+        Where LayerScale (arXiv:2103.17239) starts; none by default.
+    drop_path
+        Highest rate of stochastic depth (arXiv:1603.09382). Above 0, runs on several devices no
+        longer follow a run on one, as each draws its own.
     """
 
-    mask_ratio: float = 0.75
-    target: Literal["cuboid", "patch"] = "cuboid"
-    decoder_width: int = 96
-    decoder_depth: int = 1
-
-    def __post_init__(self) -> None:
-        require(0.05 <= self.mask_ratio <= 0.95, "mae.mask_ratio", self.mask_ratio, "0.05 to 0.95")
-        width = self.decoder_width
-        require(width > 0 and width % 6 == 0, "mae.decoder_width", width, "a multiple of 6")
-        require(self.decoder_depth >= 1, "mae.decoder_depth", self.decoder_depth, "at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DinoConfig:
-    """Settings of DINO.
-
-    Parameters
-    ----------
-    prototypes
-        Width K of the projection head's output; small data wants few.
-    local_views
-        Number of small views of each canvas.
-    local_patches
-        Size of a local view in patches, z y x.
-    canvas_margin
-        How many voxels (z y x) the canvas, out of which views are cut, exceeds the cuboid.
-    teacher_temperature
-        At the start and, after the warm-up, to the end.
-    momentum
-        Of the teacher, at the start; it rises to 1 along a cosine.
-    koleo_weight
-        Of the term that keeps class tokens apart.
-    freeze_last_layer
-        Share of the steps, at the start, in which the head's last layer stays as it is.
-    """
-
-    prototypes: int = 2048
-    local_views: int = 4
-    local_patches: tuple[int, int, int] = (3, 3, 3)
-    canvas_margin: tuple[int, int, int] = (4, 10, 10)
-    teacher_temperature: tuple[float, float] = (0.04, 0.07)
-    momentum: float = 0.99
-    koleo_weight: float = 0.1
-    freeze_last_layer: float = 0.05
-
-    def __post_init__(self) -> None:
-        require(self.prototypes >= 2, "dino.prototypes", self.prototypes, "at least 2")
-        require(self.local_views >= 0, "dino.local_views", self.local_views, "0 or more")
-        patches, margin = self.local_patches, self.canvas_margin
-        require(
-            min(patches) >= 1 and max(patches) <= 5, "dino.local_patches", patches, "1 to 5 each"
-        )
-        require(min(margin) >= 0, "dino.canvas_margin", margin, "0 or more each")
-        temperature = self.teacher_temperature
-        require(min(temperature) > 0, "dino.teacher_temperature", temperature, "above 0")
-        require(0 <= self.momentum < 1, "dino.momentum", self.momentum, "at least 0 and below 1")
-        require(self.koleo_weight >= 0, "dino.koleo_weight", self.koleo_weight, "0 or more")
+    patch_um: tuple[float, float, float] = (20.0, 10.0, 10.0)
+    voxel_size_um: tuple[float, float, float] = (5.0, 1.0, 1.0)
+    positions: Literal["sincos", "learned"] = "sincos"
+    register_tokens: int = 0
+    layer_scale: float | None = None
+    drop_path: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,10 +52,14 @@ class PretrainConfig:
     """Pretrain a 3D vision transformer on unlabelled brains.
 
     Cuboids are drawn from all brains alike (a brains file may give weights), and only from tissue;
-    a brain with another voxel size is resampled. The
-    backbone is written to OUT/exported/backbone.safetensors, for `cubeclf-finetune --backbone OUT`.
-    Settings of an objective, such as --mae.mask-ratio 0.6 or --dino.prototypes 512, are listed by
-    --print-config and may stand in a --config file.
+    a brain with another voxel size is resampled. The backbone is written to
+    OUT/exported/backbone.safetensors, for `cubeclf-finetune --backbone OUT`. OUT/progress.png shows
+    how it goes. A run that was killed goes on with the same command and --resume. On several
+    devices: torchrun --nproc-per-node 4 $(which cubeclf-pretrain) ….
+
+    Settings of the objective (--settings.mask-ratio 0.6), of the network (--network.drop-path 0.1)
+    and of the augmentation (--augment.warp 0) may also stand in a --config file; --print-config
+    lists them.
 
     Parameters
     ----------
@@ -108,18 +68,19 @@ class PretrainConfig:
         file.
     out
         Folder of the run.
+    preset
+        Defaults for a laptop, one gpu, or a node with several; any flag or --config wins over them.
     method
-        mae: masked autoencoding, the faster one. dino: self-distillation between views.
+        mae: masked autoencoding, the fastest. dino: self-distillation between views. dinov2: the
+        same with masked tokens.
     size
         Of the network; nano and micro are for a laptop.
     steps
         Training steps.
     batch_size
-        Cuboids a step.
+        Cuboids a step, over all devices.
     learning_rate
         At its peak, after the warm-up.
-    weight_decay
-        Of AdamW, on matrices only.
     channels
         1 signal, 2 signal and background; by default as many as every brain has.
     voxel_size_um
@@ -129,55 +90,121 @@ class PretrainConfig:
         bright spot where it has none.
     memory_gb
         For decoded regions and what is read ahead, in GiB.
-    draws_per_chunk
-        Cuboids that are drawn from a decoded chunk before it goes; fewer take longer to read.
-    precision
-        32-true, or bf16-mixed where the device is fast at it.
+    probe
+        YAML brains file with cells, to see on the way how well the backbone tells cells from
+        artefacts. Training never learns from its labels.
+    logger
+        tensorboard, wandb, mlflow: where to write metrics beside metrics.jsonl; none for nowhere.
     seed
         Of everything random.
-    log_every
-        Steps between two lines of metrics.jsonl.
+    resume
+        Go on with the run in OUT where it was stopped; starts one if there is none.
     overwrite
         Replace OUT if it exists.
-    mae
-        Settings of masked autoencoding.
-    dino
-        Settings of DINO.
+    init
+        Backbone to start from, as `cubeclf-finetune --backbone` takes it, timm:NAME for instance;
+        random weights by default.
+    weight_decay
+        Of AdamW, on matrices only.
+    weight_decay_end
+        What it rises to along a cosine; stays as it is by default.
+    warm_up
+        Share of the steps in which the learning rate rises.
+    clip
+        Largest norm of the gradient.
+    accumulate
+        Parts into which a device's share of the batch is cut, for less memory.
+    precision
+        32-true, bf16-mixed, or auto: bf16 on a GPU that has it.
+    compile
+        Compile the network; worth its minute on a GPU.
+    draws_per_chunk
+        Cuboids that are drawn from a decoded chunk before it goes; fewer take longer to read.
+    jitter_um
+        Largest shift of a cuboid from its candidate, along each axis.
+    log_every
+        Steps between two lines of metrics.jsonl.
+    monitor_every
+        Steps between two looks at the embeddings, for collapse, shortcuts and --probe.
+    checkpoint_every
+        Steps between two checkpoints to resume from.
+    monitors
+        Stop a run whose embeddings have collapsed.
+    settings
+        Of the objective.
+    network
+        What the network is like, beside its size.
+    augment
+        How strong the augmentation is.
     """
 
     brains: tuple[str, ...]
     _: KW_ONLY
     out: Path
-    method: Literal["mae", "dino"] = "mae"
+    preset: Preset | None = None
+    method: str = "mae"
     size: Size = "tiny"
     steps: int = 2000
     batch_size: int = 64
     learning_rate: float = 1e-3
-    weight_decay: float = 0.05
     channels: Literal[1, 2] | None = None
     voxel_size_um: tuple[float, float, float] | None = None
     candidate_share: float = 0.5
     memory_gb: float = 2.0
-    draws_per_chunk: Annotated[int, Parameter(show=False)] = 32
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    probe: Path | None = None
+    logger: tuple[str, ...] = ("tensorboard",)
     seed: int = 0
-    log_every: int = 20
+    resume: bool = False
     overwrite: bool = False
-    mae: Annotated[MaeConfig, Parameter(show=False)] = field(default_factory=MaeConfig)
-    dino: Annotated[DinoConfig, Parameter(show=False)] = field(default_factory=DinoConfig)
+    init: Annotated[str | None, _HIDDEN] = None
+    weight_decay: Annotated[float, _HIDDEN] = 0.05
+    weight_decay_end: Annotated[float | None, _HIDDEN] = None
+    warm_up: Annotated[float, _HIDDEN] = 0.1
+    clip: Annotated[float, _HIDDEN] = 3.0
+    accumulate: Annotated[int, _HIDDEN] = 1
+    precision: Annotated[Literal["auto", "32-true", "bf16-mixed"], _HIDDEN] = "auto"
+    compile: Annotated[bool, _HIDDEN] = False
+    draws_per_chunk: Annotated[int, _HIDDEN] = 32
+    jitter_um: Annotated[float, _HIDDEN] = 10.0
+    log_every: Annotated[int, _HIDDEN] = 20
+    monitor_every: Annotated[int, _HIDDEN] = 250
+    checkpoint_every: Annotated[int, _HIDDEN] = 250
+    monitors: Annotated[bool, _HIDDEN] = True
+    settings: Annotated[dict[str, Any], _HIDDEN] = field(default_factory=dict)
+    network: Annotated[NetworkConfig, _HIDDEN] = field(default_factory=NetworkConfig)
+    augment: Annotated[AugmentConfig, _HIDDEN] = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every"):
+        at_least_one = ("steps", "batch_size", "log_every", "monitor_every", "checkpoint_every")
+        for name in (*at_least_one, "accumulate", "draws_per_chunk"):
             value = getattr(self, name)
-            require(value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
-        alone = self.method == "dino" and self.batch_size < 2
-        require(not alone, "--batch-size", 1, "at least 2, as DINO compares the cuboids of a batch")
-        rate, decay, share = self.learning_rate, self.weight_decay, self.candidate_share
-        require(math.isfinite(rate) and rate > 0, "--learning-rate", rate, "a number above 0")
-        require(math.isfinite(decay) and decay >= 0, "--weight-decay", decay, "0 or more")
-        require(0 <= share <= 1, "--candidate-share", share, "0 to 1")
-        memory = self.memory_gb
-        require(math.isfinite(memory) and memory > 0, "--memory-gb", memory, "a number above 0")
-        draws = self.draws_per_chunk
-        require(draws >= 1, "--draws-per-chunk", draws, "at least 1")
+            require(value >= 1, _flag(name), value, "at least 1")
+        for name in ("learning_rate", "memory_gb", "clip"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value > 0, _flag(name), value, "a number above 0")
+        for name in ("weight_decay", "weight_decay_end", "jitter_um"):
+            value = getattr(self, name)
+            fits = value is None or (math.isfinite(value) and value >= 0)
+            require(fits, _flag(name), value, "0 or more")
+        for name in ("candidate_share", "warm_up"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, _flag(name), value, "0 to 1")
         require(self.seed >= 0, "--seed", self.seed, "0 or more")
+        require(
+            self.method in OBJECTIVES, "--method", self.method, f"one of {', '.join(OBJECTIVES)}"
+        )
+        known = ("tensorboard", "wandb", "mlflow", "none")
+        for name in self.logger:
+            require(name in known, "--logger", name, f"one of {', '.join(known)}")
+        either = not (self.resume and self.overwrite)
+        require(
+            either, "--resume with --overwrite", "given", "one of the two: go on, or begin anew"
+        )
+        cut = self.batch_size % self.accumulate == 0
+        require(
+            cut, "--accumulate", self.accumulate, f"a divisor of --batch-size {self.batch_size}"
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,147 +1,272 @@
 """DINO: a student learns to say of any view what a slower teacher says of the larger ones.
 
-DINO (Caron et al., arXiv:2104.14294), with lightly's loss and head. Ours departs in this: all views
-are cut unresized from a canvas larger than the cuboid, because size is diagnostic; augmentation is
-that of a microscope; the head is small, as the data is; and the teacher's mean class token is taken
-off before the head. Class tokens of a fresh network differ little between cuboids, and a head that
-sees mostly what they share says the same of all, from which a short run does not recover. KoLeo
-(Sablayrolles et al., arXiv:1806.03198), as in DINOv2, keeps class tokens apart: on few small
-volumes the loss alone makes do with a few directions.
+DINO (Caron et al., arXiv:2104.14294), with lightly's head. Ours departs in this: all views are cut
+unresized from a canvas larger than the cuboid, because size is diagnostic; augmentation is that of
+a microscope; the head is small, as the data is; and the teacher's mean class token is taken off
+before the head. Class tokens of a fresh network differ little between cuboids, and a head that sees
+mostly what they share says the same of all, from which a short run does not recover. Both centres
+are plain means over the first steps. KoLeo (Sablayrolles et al., arXiv:1806.03198), as in DINOv2,
+keeps class tokens apart: on few small volumes the loss alone makes do with a few directions.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from lightly.loss import DINOLoss, KoLeoLoss
 from lightly.models.modules.heads import DINOProjectionHead
-from lightly.models.utils import update_momentum
-from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
 from cubeclf_core.axes import Shape3
-from cubeclf_core.backbones import build_backbone
+from cubeclf_core.config import AugmentConfig
+from cubeclf_core.draws import Draws
+from cubeclf_core.errors import require
 from cubeclf_core.vit import Vit3d
-from pretrain.config import DinoConfig
+from pretrain.distributed import mean_over_ranks
+from pretrain.masks import draw_mask, visible_tokens
 from pretrain.objective import Objective
+from pretrain.self_distillation import (
+    MovingMean,
+    copy_head,
+    follow,
+    koleo,
+    projection_head,
+    view_cross_entropy,
+)
 from pretrain.views import make_view
+
+_GLOBAL_VIEWS = 2
+_HIDING = 1 << 10  # apart from what the views draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class DinoSettings:
+    """Settings of DINO.
+
+    Parameters
+    ----------
+    prototypes
+        Width K of the projection head's output; small data wants few.
+    local_views
+        Number of small views of each canvas.
+    local_patches
+        Size of a local view in patches, z y x.
+    canvas_margin
+        How many voxels (z y x) the canvas, out of which views are cut, exceeds the cuboid.
+    teacher_temperature
+        At the start and, after the warm-up, to the end.
+    temperature_warm_up
+        Share of the steps in which the teacher's temperature goes from the one to the other.
+    momentum
+        Of the teacher, at the start; it rises to 1 along a cosine.
+    koleo_weight
+        Of the term that keeps class tokens apart.
+    freeze_last_layer
+        Share of the steps, at the start, in which the head's last layer stays as it is.
+    student_keep
+        Share of the patches of a global view that the student sees; fewer make a cheaper step, as
+        in masked siamese networks (arXiv:2204.07141).
+    """
+
+    prototypes: int = 2048
+    local_views: int = 4
+    local_patches: tuple[int, int, int] = (3, 3, 3)
+    canvas_margin: tuple[int, int, int] = (4, 10, 10)
+    teacher_temperature: tuple[float, float] = (0.04, 0.07)
+    temperature_warm_up: float = 0.3
+    momentum: float = 0.99
+    koleo_weight: float = 0.1
+    freeze_last_layer: float = 0.05
+    student_keep: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.check("prototypes", self.prototypes >= 2, "at least 2")
+        self.check("local_views", self.local_views >= 0, "0 or more")
+        self.check("local_patches", min(self.local_patches) >= 1, "at least 1 each")
+        self.check("canvas_margin", min(self.canvas_margin) >= 0, "0 or more each")
+        self.check("teacher_temperature", min(self.teacher_temperature) > 0, "above 0")
+        self.check("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
+        self.check("koleo_weight", self.koleo_weight >= 0, "0 or more")
+        self.check("student_keep", 0 < self.student_keep <= 1, "above 0, and 1 at most")
+        for share in ("temperature_warm_up", "freeze_last_layer"):
+            self.check(share, 0 <= getattr(self, share) <= 1, "0 to 1")
+
+    def check(self, name: str, holds: bool, expected: str) -> None:
+        """Raise an `InputError` about a setting unless a condition holds."""
+        method = type(self).__name__.removesuffix("Settings").lower()
+        require(holds, f"{method}.{name}", getattr(self, name), expected)
 
 
 class Dino(Objective):
     """Two global views for teacher and student, and local ones for the student alone."""
 
-    feature_centre: Tensor
-    updates: Tensor
+    Settings = DinoSettings
+    least_batch = 2
 
-    def __init__(self, backbone: Vit3d, config: DinoConfig) -> None:
-        super().__init__()
-        shape, patch = backbone.config.cuboid_shape, backbone.config.patch_shape
-        self._config = config
-        self._local_shape = _product(config.local_patches, patch)
-        self.canvas_shape = _sum(shape, config.canvas_margin)
+    def __init__(self, backbone: Vit3d, settings: DinoSettings, augment: AugmentConfig) -> None:
+        super().__init__(backbone, settings, augment)
+        config, width = backbone.config, int(backbone.embed_dim)
+        local = settings.local_patches
+        fits = all(n <= most for n, most in zip(local, config.grid, strict=True))
+        settings.check("local_patches", fits, f"no more than the cuboid's {config.grid}")
+        self._settings = settings
+        self._augment = augment
+        self._local_shape = _product(local, config.patch_shape)
+        self.canvas_shape = _sum(config.cuboid_shape, settings.canvas_margin)
         self.backbone = backbone
-        self.head = _head(backbone.embed_dim, config.prototypes)
-        self.teacher = build_backbone(backbone.config, seed=0)
-        self.teacher_head = _head(backbone.embed_dim, config.prototypes)
-        self.teacher.load_state_dict(backbone.state_dict())
-        self.teacher_head.load_state_dict(self.head.state_dict())
-        self.teacher.requires_grad_(False)
-        self.teacher_head.requires_grad_(False)
-        self.loss = DINOLoss(output_dim=config.prototypes)
-        self.koleo = KoLeoLoss()
-        self.register_buffer("feature_centre", torch.zeros(backbone.embed_dim))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.head = projection_head(width, settings.prototypes)
+        self.teacher = copy.deepcopy(backbone).requires_grad_(False)
+        self.teacher_head = copy_head(self.head, width, settings.prototypes).requires_grad_(False)
+        self.centre = MovingMean(torch.zeros(settings.prototypes))
+        self.feature_centre = MovingMean(tokens_of_noise(self.teacher)[0])
 
     @property
     def exported(self) -> Vit3d:
         """The teacher, an average of the student over time, and the better of the two."""
         return self.teacher
 
+    def train(self, mode: bool = True) -> Dino:
+        """Set the mode of all but the teacher, which leaves nothing out at random."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
     def forward(
-        self, cuboids: Float[Tensor, "b c z y x"], random: torch.Generator, progress: float
+        self, cuboids: Float[Tensor, "b c z y x"], draws: Draws, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of the student's views against the teacher's, and a little KoLeo.
 
         A student that says nothing has a cross-entropy of ln K, `uniform` in the log.
-        `teacher_entropy` near it means that the teacher has collapsed to saying nothing, near 0
-        that it says the same of all.
+        `teacher_entropy` near it means that the teacher has collapsed to saying nothing;
+        `marginal_entropy`, that of its mean over the batch, near 0 that it says the same of all.
         """
-        shape = self.backbone.config.cuboid_shape
-        views = [make_view(cuboids, shape, random) for _ in range(2)]
-        local = [
-            make_view(cuboids, self._local_shape, random) for _ in range(self._config.local_views)
-        ]
+        views, local = self._views(cuboids, draws)
+        keep = None
+        if self._settings.student_keep < 1:
+            n_tokens = math.prod(self.backbone.config.grid)
+            kept = max(1, round(self._settings.student_keep * n_tokens))
+            hidden = [
+                draw_mask("random", self.backbone.config.grid, n_tokens - kept, drawn)
+                for drawn in self._hiding(draws)
+            ]
+            keep = visible_tokens(torch.cat(hidden), kept)
         with torch.no_grad():
-            tokens = _class_tokens(self.teacher, views)
-            self._follow_centre(tokens)
-            teacher = self._project(self.teacher_head, tokens, 2)
-        tokens = _class_tokens(self.backbone, views)
-        student = self._project(self.head, tokens, 2)
-        if local:
-            student += self._project(self.head, _class_tokens(self.backbone, local), len(local))
-        temperature = self._temperature(progress)
-        probabilities = ((torch.stack(teacher) - self.loss.center) / temperature).softmax(-1)
-        cross_entropy = self.loss(teacher, student, teacher_temp=temperature)
-        koleo = torch.stack([self.koleo(view) for view in tokens.float().chunk(2)]).mean()
-        loss = cross_entropy + self._config.koleo_weight * koleo
-        entropy = torch.special.entr(probabilities).sum(-1).mean()
-        uniform = loss.new_tensor(math.log(self._config.prototypes))
-        return loss, {
-            "cross_entropy": cross_entropy,
-            "koleo": koleo,
-            "teacher_entropy": entropy,
-            "uniform": uniform,
-        }
+            taught = self.teacher(views)[:, 0]
+        learned = self.backbone(views, keep)[:, 0]
+        return self._class_loss(taught, learned, local, progress)
 
     def before_update(self, progress: float) -> None:
-        """Hold the head's last layer at the start."""
-        if progress < self._config.freeze_last_layer:
-            for parameter in self.head.last_layer.parameters():
-                parameter.grad = None
+        """Hold the last layer of the heads at the start."""
+        if progress < self._settings.freeze_last_layer:
+            for module in self.modules():
+                if isinstance(module, DINOProjectionHead):
+                    for parameter in module.last_layer.parameters():
+                        parameter.grad = None
 
     @torch.no_grad()
     def after_update(self, progress: float) -> None:
-        """Move the teacher towards the student."""
-        momentum = cosine_schedule(
-            step=round(progress * 10_000),
-            max_steps=10_001,
-            start_value=self._config.momentum,
-            end_value=1.0,
-        )
-        update_momentum(self.backbone, self.teacher, m=momentum)
-        update_momentum(self.head, self.teacher_head, m=momentum)
+        """Move the teacher towards the student, and the centres to where the teacher was."""
+        for student, teacher in self._pairs:
+            follow(student, teacher, self._momentum(progress))
+        for module in self.modules():
+            if isinstance(module, MovingMean):
+                module.move()
 
-    def _project(self, head: nn.Module, tokens: Tensor, n_views: int) -> list[Tensor]:
-        """What a head says of each view, shape (b, prototypes) each."""
-        projected: Tensor = head(F.layer_norm(tokens - self.feature_centre, tokens.shape[-1:]))
-        return list(projected.float().chunk(n_views))
+    @property
+    def _pairs(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
+        """Students and their teachers."""
+        return (self.backbone, self.teacher), (self.head, self.teacher_head)
 
-    def _follow_centre(self, tokens: Tensor) -> None:
-        """Move the centre to the teacher's mean token: a plain mean at first, then a moving one."""
-        momentum = torch.clamp(self.updates / (self.updates + 1), max=0.9)
-        self.feature_centre.lerp_(tokens.mean(0).float(), 1 - momentum)
-        self.updates += 1
+    def _views(
+        self, cuboids: Float[Tensor, "b c z y x"], draws: Draws
+    ) -> tuple[Float[Tensor, "view_b c gz gy gx"], Float[Tensor, "local_b c lz ly lx"] | None]:
+        """Cut global and local views; of each kind, the first view's batch comes first."""
+        config = self.backbone.config
+
+        def cut(shape: Shape3, views: Sequence[int]) -> Tensor:
+            drawn = [
+                make_view(cuboids, shape, draws.fork(view), self._augment, config.voxel_size_um)
+                for view in views
+            ]
+            return torch.cat(drawn)
+
+        local = range(_GLOBAL_VIEWS, _GLOBAL_VIEWS + self._settings.local_views)
+        views = cut(config.cuboid_shape, range(_GLOBAL_VIEWS))
+        return views, cut(self._local_shape, local) if local else None
+
+    def _hiding(self, draws: Draws) -> list[Draws]:
+        """Draws for what is hidden of each global view."""
+        return [draws.fork(_HIDING + view) for view in range(_GLOBAL_VIEWS)]
+
+    def _class_loss(
+        self,
+        taught: Float[Tensor, "view_b width"],
+        learned: Float[Tensor, "view_b width"],
+        local: Float[Tensor, "local_b c z y x"] | None,
+        progress: float,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compare what teacher and student make of class tokens, the local views' among them."""
+        temperature = self._temperature(progress)
+        with torch.no_grad():
+            self.feature_centre.add(taught)
+            logits = self.teacher_head(self._centred(taught, self.feature_centre)).float()
+            self.centre.add(logits)
+            targets = self._targets(logits, self.centre, temperature)
+            marginal = mean_over_ranks(targets.mean(0))
+            entropy = torch.special.entr(targets).sum(-1).mean()
+        tokens = learned if local is None else torch.cat([learned, self.backbone(local)[:, 0]])
+        said = self.head(self._centred(tokens, self.feature_centre)).float()
+        b = len(learned) // _GLOBAL_VIEWS
+        cross = view_cross_entropy(targets.unflatten(0, (-1, b)), said.unflatten(0, (-1, b)))
+        apart = torch.stack([koleo(view) for view in learned.split(b)]).mean()
+        loss = cross.mean() + self._settings.koleo_weight * apart
+        cross = cross.detach()
+        told = {
+            "cross_entropy": cross.mean(),
+            "koleo": apart.detach(),
+            "teacher_entropy": entropy,
+            "marginal_entropy": torch.special.entr(marginal).sum(),
+            "kl": cross.mean() - entropy,
+            "uniform": torch.full_like(entropy, math.log(self._settings.prototypes)),
+            "teacher_temperature": torch.full_like(entropy, temperature),
+            "momentum": torch.full_like(entropy, self._momentum(progress)),
+            "per_cuboid": cross,
+        }
+        return loss, told
+
+    def _targets(
+        self, logits: Float[Tensor, "n k"], centre: MovingMean, temperature: float
+    ) -> Float[Tensor, "n k"]:
+        """Turn what the teacher says into distributions."""
+        return ((logits - centre.value) / temperature).softmax(-1)
+
+    @staticmethod
+    def _centred(tokens: Tensor, centre: MovingMean) -> Tensor:
+        """Take off what tokens share, and bring what is left to one scale."""
+        return F.layer_norm(tokens - centre.value, tokens.shape[-1:])
+
+    def _momentum(self, progress: float) -> float:
+        return 1 - (1 - self._settings.momentum) * (1 + math.cos(math.pi * progress)) / 2
 
     def _temperature(self, progress: float) -> float:
-        start, end = self._config.teacher_temperature
-        warmed = min(1.0, progress / 0.3)
-        return start + (end - start) * warmed
+        start, end = self._settings.teacher_temperature
+        warm_up = self._settings.temperature_warm_up
+        return start + (end - start) * (min(1.0, progress / warm_up) if warm_up else 1.0)
 
 
-def _head(width: int, prototypes: int) -> DINOProjectionHead:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # lightly 1.6 uses torch's old weight_norm
-        return DINOProjectionHead(width, hidden_dim=512, bottleneck_dim=128, output_dim=prototypes)
-
-
-def _class_tokens(backbone: Vit3d, views: list[Tensor]) -> Float[Tensor, "view_b width"]:
-    """Class tokens of views of one size, in one pass; the first view's batch first."""
-    tokens: Tensor = backbone(torch.cat(views))
-    return tokens[:, 0]
+@torch.no_grad()
+def tokens_of_noise(backbone: Vit3d) -> Float[Tensor, "token width"]:
+    """Mean tokens of noise, near enough to those of cuboids to centre the first step by."""
+    config = backbone.config
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(16, config.channels, *config.cuboid_shape, generator=random)
+    tokens: Tensor = backbone.eval()(noise)
+    return tokens.mean(0)
 
 
 def _product(a: Shape3, b: Shape3) -> Shape3:

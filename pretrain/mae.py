@@ -3,41 +3,89 @@
 MAE (He et al., arXiv:2111.06377). Ours departs in this: patches are three-dimensional; targets are
 normalised per channel too, since a dim background would otherwise count for nothing, and by default
 over the cuboid instead of the patch, since a patch without structure is photon noise alone; a
-channel that was blanked counts for nothing.
+channel that was blanked counts for nothing; each cuboid weighs alike, however much of it counts, so
+that parts of a batch add up to the whole; and patches may be hidden in blocks.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from cubeclf_core.augment import drop_background, flip_and_rotate, jitter_intensity
 from cubeclf_core.axes import Shape3
+from cubeclf_core.config import AugmentConfig
+from cubeclf_core.draws import Draws
+from cubeclf_core.errors import require
 from cubeclf_core.normalise import standardise
-from cubeclf_core.plots import reconstruction_mosaic
+from cubeclf_core.pretraining_plots import reconstruction_mosaic
 from cubeclf_core.vit import Vit3d, sincos_positions
-from pretrain.config import MaeConfig
+from pretrain.masks import Masks, draw_mask, visible_tokens
 from pretrain.objective import Objective
+from pretrain.views import make_view
 
 Patches = Float[Tensor, "b token channel voxel"]
 _FLAT = 1e-4  # variance below which there is nothing to predict
+_PICTURED = 4  # cuboids
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaeSettings:
+    """Settings of masked autoencoding.
+
+    Parameters
+    ----------
+    mask_ratio
+        Share of the patches that the encoder does not see.
+    masks
+        random: single patches, as the paper has it. block: contiguous boxes of them, which cannot
+        be filled in from next door.
+    target
+        cuboid: voxels standardised over the cuboid, which keep how bright a patch is among its
+        neighbours. patch: over each patch and channel, as the paper has it; where single photons
+        count, that is mostly noise.
+    decoder_width
+        Width of the decoder; divisible by 6, as its positions and heads want it.
+    decoder_depth
+        Blocks of the decoder.
+    """
+
+    mask_ratio: float = 0.75
+    masks: Masks = "random"
+    target: Literal["cuboid", "patch"] = "cuboid"
+    decoder_width: int = 96
+    decoder_depth: int = 1
+
+    def __post_init__(self) -> None:
+        require(0.05 <= self.mask_ratio <= 0.95, "mae.mask_ratio", self.mask_ratio, "0.05 to 0.95")
+        width = self.decoder_width
+        require(width > 0 and width % 6 == 0, "mae.decoder_width", width, "a multiple of 6")
+        require(self.decoder_depth >= 1, "mae.decoder_depth", self.decoder_depth, "at least 1")
 
 
 class Mae(Objective):
     """The encoder sees only the visible tokens; a small decoder predicts the others."""
 
+    Settings = MaeSettings
     positions: Tensor
     neighbours: Tensor
 
-    def __init__(self, backbone: Vit3d, config: MaeConfig) -> None:
-        super().__init__()
+    def __init__(self, backbone: Vit3d, settings: MaeSettings, augment: AugmentConfig) -> None:
+        super().__init__(backbone, settings, augment)
         self.backbone = backbone
         self.canvas_shape = backbone.config.cuboid_shape
-        self._config = config
-        width = config.decoder_width
+        self._settings = settings
+        self._augment = augment
+        self._n_tokens = int(backbone.patch_embed.num_patches)
+        self._n_masked = min(
+            self._n_tokens - 1, max(1, round(settings.mask_ratio * self._n_tokens))
+        )
+        width = settings.decoder_width
         patch = backbone.patch_embed.proj.weight[0].numel()  # voxels of all channels
         self.embed = nn.Linear(backbone.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -45,7 +93,7 @@ class Mae(Objective):
         self.register_buffer("positions", sincos_positions(backbone.config.grid, width))
         self.register_buffer("neighbours", neighbours(backbone.config.grid))
         self.blocks = nn.Sequential(
-            *(Block(width, num_heads=3, qkv_bias=True) for _ in range(config.decoder_depth))
+            *(Block(width, num_heads=3, qkv_bias=True) for _ in range(settings.decoder_depth))
         )
         self.norm = nn.LayerNorm(width)
         self.predict = nn.Linear(width, patch)
@@ -56,7 +104,7 @@ class Mae(Objective):
         return self.backbone
 
     def forward(
-        self, cuboids: Float[Tensor, "b c z y x"], random: torch.Generator, progress: float
+        self, cuboids: Float[Tensor, "b c z y x"], draws: Draws, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error on the masked patches.
 
@@ -64,22 +112,27 @@ class Mae(Objective):
         of its visible neighbours: a model that has learned what images look like is below it.
         """
         del progress
-        cuboids = jitter_intensity(flip_and_rotate(cuboids, random), random)
-        x = standardise(drop_background(cuboids, random))
-        masked = random_mask(len(x), self._n_tokens, self._config.mask_ratio, random)
+        config = self.backbone.config
+        x = make_view(
+            cuboids, config.cuboid_shape, draws.fork(0), self._augment, config.voxel_size_um
+        )
+        masked = self._mask(draws.fork(1))
         target, counts = self._target(x)
         counts = counts * masked[..., None]
-        loss = masked_error(self.reconstruct(x, masked), target, counts)
+        error = masked_error(self.reconstruct(x, masked), target, counts)
         with torch.no_grad():
             guess = neighbour_mean(target, masked, self.neighbours)
-            baseline = masked_error(guess, target, counts)
-        return loss, {"neighbour_mean": baseline}
+            baseline = masked_error(guess, target, counts).mean()
+        return error.mean(), {"neighbour_mean": baseline, "per_cuboid": error.detach()}
 
     def reconstruct(
         self, x: Float[Tensor, "b c z y x"], masked: Bool[Tensor, "b token"]
     ) -> Patches:
-        """Predict all patches of standardised cuboids from those that are not masked."""
-        keep = visible_tokens(masked)
+        """Predict all patches of standardised cuboids from those that are not masked.
+
+        As many are masked in each cuboid as the settings say.
+        """
+        keep = visible_tokens(masked, self._n_tokens - self._n_masked)
         seen = self.embed(self.backbone(x, keep)[:, 1:])
         tokens = self.mask_token.to(seen.dtype).expand(len(x), self._n_tokens, -1)
         tokens = tokens.scatter(1, keep[..., None].expand_as(seen), seen) + self.positions
@@ -87,50 +140,33 @@ class Mae(Objective):
         patches: Tensor = predicted.float().unflatten(2, (x.shape[1], -1))
         return patches
 
-    def picture(
-        self, cuboids: Float[Tensor, "b c z y x"], random: torch.Generator
-    ) -> Figure | None:
-        """Input, what the encoder saw, and the reconstruction, in the middle plane."""
-        x = standardise(cuboids[:6])
-        masked = random_mask(len(x), self._n_tokens, self._config.mask_ratio, random)
-        patch = self.backbone.config.patch_shape
-        raw, filled = patchify(x, patch), self.reconstruct(x, masked)
-        if (
-            self._config.target == "patch"
-        ):  # which leaves mean and contrast open: take the true ones
+    def picture(self, cuboids: Float[Tensor, "b c z y x"], draws: Draws) -> Figure | None:
+        """Input, what the encoder saw, and the reconstruction, of the first few."""
+        config = self.backbone.config
+        x = standardise(cuboids[:_PICTURED])
+        masked = self._mask(draws)[:_PICTURED]
+        raw, filled = patchify(x, config.patch_shape), self.reconstruct(x, masked)
+        if self._settings.target == "patch":  # which leaves mean and contrast open: take the true
             filled = filled * raw.std(3, keepdim=True) + raw.mean(3, keepdim=True)
         where = masked[:, :, None, None]
         rows = (raw, raw.masked_fill(where, torch.nan), torch.where(where, filled, raw))
-        return reconstruction_mosaic(
-            *(unpatchify(part, patch, self.backbone.config.grid).cpu().numpy() for part in rows)
+        inputs, seen, reconstructed = (
+            unpatchify(row, config.patch_shape, config.grid).cpu().numpy() for row in rows
         )
+        return reconstruction_mosaic(inputs, seen, reconstructed, config.voxel_size_um)
+
+    def _mask(self, draws: Draws) -> Bool[Tensor, "b token"]:
+        return draw_mask(self._settings.masks, self.backbone.config.grid, self._n_masked, draws)
 
     def _target(
         self, x: Float[Tensor, "b c z y x"]
     ) -> tuple[Patches, Float[Tensor, "b token channel"]]:
         """What to predict of standardised cuboids, and where there is something to predict."""
         patches = patchify(x, self.backbone.config.patch_shape)
-        if self._config.target == "patch":
+        if self._settings.target == "patch":
             return normalise_patches(patches)
         present = patches.square().mean(dim=(1, 3)) > _FLAT
         return patches, present[:, None].expand(-1, self._n_tokens, -1).float()
-
-    @property
-    def _n_tokens(self) -> int:
-        return int(self.backbone.patch_embed.num_patches)
-
-
-def random_mask(
-    batch: int, tokens: int, ratio: float, random: torch.Generator
-) -> Bool[Tensor, "batch tokens"]:
-    """Mask the same number of tokens in every cuboid, all sets of that number alike."""
-    noise = torch.rand(batch, tokens, generator=random, device=random.device)
-    return noise.argsort(dim=1).argsort(dim=1) < round(ratio * tokens)
-
-
-def visible_tokens(masked: Bool[Tensor, "b token"]) -> Int[Tensor, "b kept"]:
-    """Indices of the tokens that are not masked, in order."""
-    return (~masked).nonzero()[:, 1].view(len(masked), -1)
 
 
 def patchify(cuboids: Float[Tensor, "b c z y x"], patch: Shape3) -> Patches:
@@ -160,10 +196,10 @@ def masked_error(
     guess: Float[Tensor, "b token channel #voxel"],
     target: Patches,
     counts: Float[Tensor, "b token channel"],
-) -> Float[Tensor, ""]:
-    """Mean squared error over the patches and channels that count."""
+) -> Float[Tensor, " b"]:
+    """Mean squared error of each cuboid, over the patches and channels that count."""
     error = (guess - target).square().mean(3)
-    return (error * counts).sum() / counts.sum().clamp_min(1)
+    return (error * counts).sum(dim=(1, 2)) / counts.sum(dim=(1, 2)).clamp_min(1)
 
 
 def neighbours(grid: Shape3) -> Float[Tensor, "token token"]:

@@ -1,239 +1,155 @@
-"""The run of `cubeclf-pretrain`: brains in, backbone out, in one loop that reads top to bottom."""
+"""The run of `cubeclf-pretrain`: brains in, backbone out."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from lightly.utils.scheduler import cosine_warmup_schedule
+import yaml
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from cubeclf_core.augment import generator
-from cubeclf_core.backbones import build_backbone, save_backbone
+from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
 from cubeclf_core.brains import Brain, load_brains
-from cubeclf_core.console import progress
+from cubeclf_core.cli import to_yaml
+from cubeclf_core.draws import Draws
+from cubeclf_core.engine import make_fabric, stop_on_signals
 from cubeclf_core.errors import InputError, RunFailed, VolumeError
 from cubeclf_core.files import check_output
-from cubeclf_core.metrics import rank_me
-from cubeclf_core.normalise import standardise
-from cubeclf_core.plots import tissue_map, training_curves
+from cubeclf_core.model_card import model_card
+from cubeclf_core.plots import tissue_map
 from cubeclf_core.runs import RunFolder
-from cubeclf_core.stream import Batch, CuboidStream
+from cubeclf_core.stream import CuboidStream
 from cubeclf_core.tissue import Survey, examine, overview
+from cubeclf_core.tracking import check_trackers, open_trackers
 from cubeclf_core.vit import Vit3d, Vit3dConfig
-from pretrain.batches import to_network
 from pretrain.config import PretrainConfig
-from pretrain.dino import Dino
-from pretrain.mae import Mae
+from pretrain.fit import CHECKPOINT, Fit
+from pretrain.monitors import Monitors
 from pretrain.objective import Objective
+from pretrain.objectives import load_objective, make_settings
+from pretrain.pictures import token_components
+from pretrain.probes import Probe
+from pretrain.watch import Watch
 
-_MONITOR_STEP = 1 << 31  # of the stream: cuboids for monitors, drawn as training's but apart
-_MONITOR_CUBOIDS = 256
-_WARM_UP = 0.1  # share of the steps
-_CLIP = 3.0  # norm of the gradient
+_MAY_CHANGE = {  # from the run that is resumed; none of these changes what is learned
+    *("out", "resume", "overwrite", "logger", "log_every", "monitor_every", "checkpoint_every"),
+    *("probe", "preset"),
+}
 
 
 def pretrain(config: PretrainConfig) -> None:
-    """Run one pretraining to its end and export the backbone.
+    """Run one pretraining to its end, or to where it is asked to stop, and export the backbone.
 
     Raises
     ------
     InputError
         If the settings or the brains cannot be used; nothing has been written then.
+    Stopped
+        If a signal asked for it.
     RunFailed
-        If the loss is no longer finite.
+        If the loss is no longer finite, embeddings collapsed, or the disk is full.
     """
-    brains = load_brains(config.brains, voxel_size_um=config.voxel_size_um)
-    inputs = [path for brain in brains for path in brain.paths]
-    check_output(config.out, overwrite=config.overwrite, inputs=inputs)
-    network = Vit3dConfig(size=config.size, channels=_channels(config, brains))
-    objective = build_objective(config, build_backbone(network, config.seed))
-    surveys, pictures = _look_over(brains, network.channels)
-    stream = CuboidStream(
-        brains,
-        shape=objective.canvas_shape,
-        voxel_size_um=network.voxel_size_um,
-        n_channels=network.channels,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        weights=[brain.weight for brain in brains],
-        candidate_share=config.candidate_share,
-        draws_per_chunk=config.draws_per_chunk,
-        memory_bytes=round(config.memory_gb * (1 << 30)),
-        surveys=surveys,
-    )
-    run = RunFolder(config.out, config)
-    run.tell(f"pretraining {config.method} {config.size} on {', '.join(b.name for b in brains)}")
-    run.tell(f"stream    {stream.describe()}")
-    for brain, seen, picture in zip(brains, surveys, pictures, strict=True):
-        path = run.save_figure(f"figures/tissue_{brain.name}.png", picture)
-        run.tell(f"tissue    {seen.statistics.tissue:.0%} of {brain.name}: {path}")
-    told = {brain.name: asdict(s.statistics) for brain, s in zip(brains, surveys, strict=True)}
-    run.write_json("statistics.json", told)
-    fit = Fit(config, objective, stream, run)
+    with stop_on_signals() as stop:
+        fabric = make_fabric(config.precision)
+        parts = fabric.world_size * config.accumulate
+        if config.batch_size % parts:
+            raise InputError(
+                f"--batch-size {config.batch_size} cannot be cut into {parts} equal parts "
+                f"({fabric.world_size} devices, --accumulate {config.accumulate})"
+            )
+        loggers = [name for name in config.logger if name != "none"]
+        check_trackers(loggers)
+        brains = load_brains(config.brains, voxel_size_um=config.voxel_size_um)
+        resumed = config.resume and (config.out / CHECKPOINT).exists()
+        if fabric.is_global_zero:
+            _check_folder(config, brains, resumed=resumed)
+        fabric.barrier()
+        backbone = _starting_backbone(config, brains)
+        objective = build_objective(config, backbone)
+        least = objective.least_batch * parts
+        if config.batch_size < least:
+            raise InputError(f"--batch-size {config.batch_size}: {config.method} needs {least}")
+        probe = _probe(config, backbone.config) if fabric.is_global_zero else None
+        surveys, pictures = _look_over(brains, backbone.config.channels)
+        run = RunFolder(config.out, config, resume=resumed)
+        fit = Fit(
+            config=config,
+            fabric=fabric,
+            objective=objective,
+            optimizer=_optimizer(config, objective),
+            run=run,
+            stop=stop,
+            monitors=Monitors(config.steps, enabled=config.monitors),
+        )
+        told = fit.restore() if resumed else None
+        fit.stream = _stream(config, brains, objective, surveys, fabric, told)
+        fit.export = _export
+        _introduce(fit, brains, surveys, pictures)
+        if fabric.is_global_zero:
+            untrained = _starting_backbone(config, brains)
+            fit.watch = Watch(fit.stream, untrained, probe)
+            if told is not None:
+                fit.watch.best_probe = float(told["best_probe"])
+            at = fit.done if resumed else None
+            fit.trackers = open_trackers(
+                loggers, config.out, asdict(config), config.out.resolve().name, resumed_at=at
+            )
+        _carry_out(fit)
+
+
+def _carry_out(fit: Fit) -> None:
     try:
-        try:
-            fit.train()
-        finally:  # also when interrupted: what has been learned so far is kept
-            if fit.done:
-                backbone = run.exported / "backbone.safetensors"
-                save_backbone(backbone, objective.exported, fit.account())
-        fit.finish()
+        fit.train()
+        _finish(fit)
     except VolumeError as error:  # valid input so far: it failed while running
         raise RunFailed(f"stopped at step {fit.done}: {error}") from error
+    except KeyboardInterrupt:  # what has been learned so far is kept
+        if fit.fabric.world_size == 1 and fit.done:
+            fit.checkpoint()
+            fit.run.tell(f"stopped   after {fit.done} steps; --resume goes on from there")
+        raise
     finally:
         fit.list_faults()
+        for tracker in fit.trackers:
+            tracker.close()
 
 
-def _look_over(brains: Sequence[Brain], n_channels: int) -> tuple[list[Survey], list[Figure]]:
-    """Survey brains and draw where their tissue is; one overview at a time is in memory."""
-    surveys, pictures = [], []
-    for brain in brains:
-        seen = overview(brain.volume, n_channels)
-        surveys.append(examine(seen))
-        pictures.append(tissue_map(brain.name, seen.voxels, surveys[-1].mask, seen.voxel_size_um))
-    return surveys, pictures
+def _check_folder(config: PretrainConfig, brains: Sequence[Brain], *, resumed: bool) -> None:
+    """Raise unless OUT can be made anew, or is the run that is to go on."""
+    if not resumed:
+        inputs = [path for brain in brains for path in brain.paths]
+        begun = config.resume and config.out.exists()  # killed before its first checkpoint
+        check_output(config.out, overwrite=config.overwrite or begun, inputs=inputs)
+        return
+    before = yaml.safe_load((config.out / "config.yaml").read_text(encoding="utf-8"))
+    now = yaml.safe_load(to_yaml(config))
+    for name, value in now.items():
+        if name not in _MAY_CHANGE and value != before.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{flag} is {value}, but the run in {config.out} began with {before.get(name)}; "
+                "resume with the settings it began with, or choose another --out"
+            )
 
 
-@dataclass
-class Fit:
-    """One training: what moves it forward, and what it tells while it goes."""
-
-    config: PretrainConfig
-    objective: Objective
-    stream: CuboidStream
-    run: RunFolder
-    done: int = 0
-    listed: int = 0
-
-    def account(self) -> dict[str, object]:
-        """What a checkpoint says of the training it comes from."""
-        return {
-            "objective": self.config.method,
-            "steps": self.done,
-            "batch_size": self.config.batch_size,
-            "seed": self.config.seed,
-            "data": [brain.name for brain in self.stream.brains],
-        }
-
-    def train(self) -> None:
-        """Take all steps."""
-        config = self.config
-        fabric = Fabric(accelerator="auto", devices=1, precision=config.precision)
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(self.objective, config.weight_decay), lr=0.0, betas=(0.9, 0.95)
+def _starting_backbone(config: PretrainConfig, brains: Sequence[Brain]) -> Vit3d:
+    network = Vit3dConfig(
+        size=config.size, channels=_channels(config, brains), **asdict(config.network)
+    )
+    if config.init is None:
+        return build_backbone(network, config.seed)
+    backbone, _ = load_backbone(config.init, channels=network.channels, seed=config.seed)
+    if backbone.config != network:
+        ours, wanted = asdict(backbone.config), asdict(network)
+        name = next(name for name in ours if ours[name] != wanted[name])
+        raise InputError(
+            f"--init {config.init} has {name} {ours[name]}, but the settings ask for {wanted[name]}"
         )
-        model, optimizer = fabric.setup(self.objective, optimizer)
-        start, waited = time.monotonic(), 0.0
-        batches = _timed(self.stream.batches(0, config.steps))
-        with progress("pretraining", config.steps, unit="steps") as advance:
-            for step, (seconds, batch) in enumerate(batches):
-                told = self._step(fabric, model, optimizer, step, batch)
-                self.done = step + 1
-                waited += seconds
-                if step % config.log_every == 0 or self.done == config.steps:
-                    elapsed = time.monotonic() - start
-                    self.run.log(
-                        step=step,
-                        **{name: float(value.detach()) for name, value in told.items()},
-                        learning_rate=self._learning_rate(step),
-                        cuboids_per_s=self.done * config.batch_size / elapsed,
-                        wait_share=waited / elapsed,
-                        faults=len(self.stream.faults),
-                    )
-                    self.list_faults()
-                advance(note=f"loss {float(told['loss'].detach()):.4f}")
-
-    def _step(
-        self, fabric: Fabric, model: Any, optimizer: Any, step: int, batch: Batch
-    ) -> dict[str, Tensor]:
-        """Learn from one batch; returns the loss and what else the objective tells."""
-        share = step / self.config.steps
-        for group in optimizer.param_groups:
-            group["lr"] = self._learning_rate(step)
-        random = generator(self.config.seed, step, device=fabric.device)
-        cuboids = to_network(batch, self.stream.shape, fabric.device)
-        loss, told = model(cuboids, random, share)
-        _check_finite(loss, step)
-        optimizer.zero_grad(set_to_none=True)
-        fabric.backward(loss)
-        self.objective.before_update(share)
-        fabric.clip_gradients(model, optimizer, max_norm=_CLIP, error_if_nonfinite=False)
-        optimizer.step()
-        self.objective.after_update(share)
-        return {"loss": loss, **told}
-
-    def list_faults(self) -> None:
-        """Write down the regions that could not be read since the last time."""
-        for fault in self.stream.faults[self.listed :]:
-            where = f"{fault.brain} at z y x {list(fault.start)}"
-            self.run.tell(f"fault     {where}, another region drawn instead: {fault.reason}")
-            self.run.append("faults.jsonl", asdict(fault))
-        self.listed = len(self.stream.faults)
-
-    def finish(self) -> None:
-        """Draw the pictures and say how the result compares with the untrained network."""
-        curves = self.run.save_figure(
-            "progress.png", training_curves(self.run.path / "metrics.jsonl")
-        )
-        n_batches = -(-_MONITOR_CUBOIDS // self.config.batch_size)
-        steps = range(_MONITOR_STEP, _MONITOR_STEP + n_batches)
-        batches = self.stream.batches(steps.start, steps.stop)
-        monitored = torch.cat([to_network(batch, self.stream.shape) for batch in batches])
-        ranks = self._ranks(monitored)
-        self.run.write_json("metrics.json", ranks)
-        objective = self.objective.cpu().eval()
-        with torch.no_grad():
-            picture = objective.picture(monitored, generator(self.config.seed, _MONITOR_STEP))
-        if picture:
-            mosaic = self.run.save_figure("figures/reconstruction.png", picture)
-            self.run.tell(f"picture   {mosaic}")
-        self.run.tell(f"picture   {curves}")
-        for name, rank in ranks.items():
-            before = rank["untrained"]
-            self.run.tell(f"RankMe    {name} {rank['trained']:.1f} (untrained {before:.1f})")
-        self.run.tell(f"backbone  {self.run.exported / 'backbone.safetensors'}")
-
-    def _ranks(self, cuboids: Float[Tensor, "n c z y x"]) -> dict[str, dict[str, float]]:
-        """RankMe of what the backbone says, and of what it said before training."""
-        exported = self.objective.exported.cpu().eval()
-        untrained = build_backbone(exported.config, self.config.seed).eval()
-        ranks: dict[str, dict[str, float]] = {"class_token": {}, "pooled": {}}
-        for name, backbone in (("trained", exported), ("untrained", untrained)):
-            token, pooled = _embeddings(backbone, cuboids)
-            ranks["class_token"][name] = rank_me(token)
-            ranks["pooled"][name] = rank_me(pooled)
-        return ranks
-
-    def _learning_rate(self, step: int) -> float:
-        peak = self.config.learning_rate
-        warm_up = max(1, round(_WARM_UP * self.config.steps))
-        rate: float = cosine_warmup_schedule(
-            step=step,
-            max_steps=self.config.steps + 1,
-            start_value=peak,
-            end_value=peak / 1000,
-            warmup_steps=warm_up,
-            warmup_start_value=peak / warm_up,
-        )
-        return rate
-
-
-def build_objective(config: PretrainConfig, backbone: Vit3d) -> Objective:
-    """Make the objective that the config names; its own weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed + 1)
-        match config.method:
-            case "mae":
-                return Mae(backbone, config.mae)
-            case "dino":
-                return Dino(backbone, config.dino)
+    return backbone
 
 
 def _channels(config: PretrainConfig, brains: Sequence[Brain]) -> int:
@@ -246,39 +162,155 @@ def _channels(config: PretrainConfig, brains: Sequence[Brain]) -> int:
     return config.channels
 
 
-def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+def build_objective(config: PretrainConfig, backbone: Vit3d) -> Objective:
+    """Make the objective that the config names; its own weights depend on the seed alone."""
+    kind = load_objective(config.method)
+    settings = make_settings(kind, config.settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)
+        objective: Objective = kind(backbone, settings, config.augment)
+    return objective
+
+
+def _optimizer(config: PretrainConfig, objective: Objective) -> torch.optim.Optimizer:
+    kept_large = set(objective.exported.no_weight_decay())  # positions and tokens, by timm's list
+    groups: list[dict[str, Any]] = [
+        {"params": [], "decays": True},
+        {"params": [], "decays": False},
     ]
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and name.rpartition(".")[2] not in kept_large
+            groups[0 if decays else 1]["params"].append(parameter)
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=config.weight_decay, betas=(0.9, 0.95))
 
 
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[float, Batch]]:
-    """Pair each batch with the seconds that it was waited for."""
-    while True:
-        start = time.monotonic()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield time.monotonic() - start, batch
+def _stream(
+    config: PretrainConfig,
+    brains: Sequence[Brain],
+    objective: Objective,
+    surveys: Sequence[Survey],
+    fabric: Fabric,
+    told: dict[str, Any] | None,
+) -> CuboidStream:
+    network = objective.exported.config
+    return CuboidStream(
+        brains,
+        shape=objective.canvas_shape,
+        voxel_size_um=network.voxel_size_um,
+        n_channels=network.channels,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        weights=[brain.weight for brain in brains],
+        candidate_share=config.candidate_share,
+        jitter_um=config.jitter_um,
+        draws_per_chunk=config.draws_per_chunk,
+        memory_bytes=round(config.memory_gb * (1 << 30)),
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        surveys=surveys,
+        state=None if told is None else told["stream"],
+    )
 
 
-def _check_finite(loss: Tensor, step: int) -> None:
-    if not torch.isfinite(loss):  # the stream lets no such voxels through
-        found = float(loss.detach())
-        raise RunFailed(f"the loss of step {step} is {found}: try a lower --learning-rate")
+def _probe(config: PretrainConfig, network: Vit3dConfig) -> Probe | None:
+    if config.probe is None:
+        return None
+    brains = load_brains([str(config.probe)], voxel_size_um=config.voxel_size_um)
+    return Probe(brains, network, seed=config.seed)
 
 
-@torch.no_grad()
-def _embeddings(
-    backbone: Vit3d, cuboids: Float[Tensor, "n c z y x"]
-) -> tuple[Float[Tensor, "n width"], Float[Tensor, "n feature"]]:
-    """Class token and pooled features of the middle of each cuboid (a canvas may be larger)."""
-    middle = [
-        slice((have - want) // 2, (have - want) // 2 + want)
-        for have, want in zip(cuboids.shape[2:], backbone.config.cuboid_shape, strict=True)
-    ]
-    cut = standardise(cuboids[:, :, middle[0], middle[1], middle[2]])
-    tokens = torch.cat([backbone(part) for part in cut.split(64)])
-    return tokens[:, 0], backbone.pool_tokens(tokens)
+def _look_over(brains: Sequence[Brain], n_channels: int) -> tuple[list[Survey], list[Figure]]:
+    """Survey brains and draw where their tissue is; one overview at a time is in memory."""
+    surveys, pictures = [], []
+    for brain in brains:
+        seen = overview(brain.volume, n_channels)
+        surveys.append(examine(seen))
+        pictures.append(tissue_map(brain.name, seen.voxels, surveys[-1].mask, seen.voxel_size_um))
+    return surveys, pictures
+
+
+def _introduce(
+    fit: Fit, brains: Sequence[Brain], surveys: Sequence[Survey], pictures: Sequence[Figure]
+) -> None:
+    """Say and write down what the run is about to do, and on what."""
+    config, run = fit.config, fit.run
+    if fit.done:
+        run.tell(f"resuming  after {fit.done} of {config.steps} steps")
+        return
+    where = f"{fit.fabric.world_size} × {fit.fabric.device.type}"
+    names = ", ".join(brain.name for brain in brains)
+    run.tell(f"pretraining {config.method} {config.size} on {names} ({where})")
+    run.tell(f"stream    {fit.stream.describe()}")
+    for brain, seen, picture in zip(brains, surveys, pictures, strict=True):
+        path = run.save_figure(f"figures/tissue_{brain.name}.png", picture)
+        run.tell(f"tissue    {seen.statistics.tissue:.0%} of {brain.name}: {path}")
+    told = {brain.name: asdict(s.statistics) for brain, s in zip(brains, surveys, strict=True)}
+    run.write_json("statistics.json", told)
+
+
+def _finish(fit: Fit) -> None:
+    """Export the backbone, draw the pictures, and say how it compares with the untrained one."""
+    if fit.watch is None:
+        return
+    run, objective = fit.run, fit.objective
+    found = {"trained": fit.watch.found, "untrained": fit.watch.untrained}
+    run.write_json("metrics.json", found)
+    _export(fit, "backbone")
+    objective.cpu().eval()
+    with torch.no_grad():
+        draws = Draws(fit.config.seed, fit.config.steps, range(6))
+        picture = objective.picture(fit.watch.cuboids[:6], draws)
+        brain, seen = fit.stream.brains[0], fit.stream.surveys[0]
+        sections = {"figures/tokens.png": token_components(objective.exported, brain.volume, seen)}
+    if picture:
+        sections["figures/reconstruction.png"] = picture
+    for name, figure in sections.items():
+        path = run.save_figure(name, figure)
+        run.tell(f"picture   {path}")
+        for tracker in fit.trackers:
+            tracker.figure(fit.done, path.stem, path)
+    run.tell(f"picture   {run.path / 'progress.png'}")
+    for name in ("rank_me_class", "rank_me"):
+        what = "class token" if name.endswith("class") else "pooled"
+        trained, untrained = (found[which][name] for which in ("trained", "untrained"))
+        run.tell(f"RankMe    {what} {trained:.1f} (untrained {untrained:.1f})")
+    if "probe_linear_auc" in fit.watch.found:
+        trained, untrained = (
+            found[which]["probe_linear_auc"] for which in ("trained", "untrained")
+        )
+        run.tell(f"probe     linear AUC {trained:.3f} (untrained {untrained:.3f})")
+    run.tell(f"backbone  {run.exported / 'backbone.safetensors'}")
+
+
+def _export(fit: Fit, name: str) -> None:
+    """Write the backbone, its config, and a card that says what it is."""
+    run, backbone, config = fit.run, fit.objective.exported, fit.config
+    names = [brain.name for brain in fit.stream.brains]
+    account = {
+        "objective": config.method,
+        "steps": fit.done,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "data": names,
+    }
+    save_backbone(run.exported / f"{name}.safetensors", backbone, account)
+    run.write_json(f"exported/{name}.json", dataclasses.asdict(backbone.config))
+    assert fit.watch is not None  # only rank 0 exports
+    card = model_card(
+        backbone,
+        fit.stream.brains,
+        weights=f"{name}.safetensors",
+        settings=to_yaml(config),
+        training={
+            "objective": config.method,
+            "steps": fit.done,
+            "cuboids seen": fit.done * config.batch_size,
+            "wall_time_s": fit.seconds,
+            "device": f"{fit.fabric.world_size} × {fit.device_name()}",
+        },
+        results=fit.watch.found,
+        untrained=fit.watch.untrained,
+        pictures={"progress": "../progress.png"},
+    )
+    run.write_text(f"exported/{'README' if name == 'backbone' else name}.md", card)

@@ -6,29 +6,98 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cubeclf_core.augment import drop_background, flip_and_rotate, jitter_intensity
-from cubeclf_core.axes import Shape3
+from cubeclf_core.augment import (
+    change_intensities,
+    drop_background,
+    flip_and_rotate,
+    rescale_channels,
+)
+from cubeclf_core.axes import Shape3, Size3
+from cubeclf_core.config import AugmentConfig
+from cubeclf_core.draws import Draws, send
 from cubeclf_core.normalise import standardise
+from cubeclf_core.warp import warp
+
+
+@torch.no_grad()
+def make_view(
+    canvas: Float[Tensor, "b c z y x"],
+    shape: Shape3,
+    draws: Draws,
+    augment: AugmentConfig,
+    voxel_size_um: Size3,
+) -> Float[Tensor, "b c vz vy vx"]:
+    """Cut a view at a random place of each canvas, change it, and standardise it.
+
+    Parameters
+    ----------
+    canvas
+        Raw counts; as large as the view, or larger.
+    shape
+        Of the view, z y x, in voxels.
+    draws
+        Source of the choices; give each view of a canvas a fork of its own.
+    augment
+        How strong the changes are.
+    voxel_size_um
+        Of the canvas, z y x.
+
+    Returns
+    -------
+    Tensor
+        float32, also under autocast.
+    """
+    with torch.autocast(canvas.device.type, enabled=False):
+        view = cut_view(canvas, shape, draws.fork(0), augment, voxel_size_um)
+        if augment.flip:
+            view = flip_and_rotate(view, draws.fork(1), voxel_size_um=voxel_size_um)
+        view = change_intensities(view, draws.fork(2), augment, voxel_size_um)
+        if augment.drop_background and view.shape[1] > 1:
+            view = drop_background(view, draws.fork(3), probability=augment.drop_background)
+        view = standardise(view)
+        if augment.rescale:
+            view = rescale_channels(view, draws.fork(4), strength=augment.rescale)
+        return view
 
 
 def cut_view(
-    canvas: Float[Tensor, "b c z y x"], shape: Shape3, random: torch.Generator
+    canvas: Float[Tensor, "b c z y x"],
+    shape: Shape3,
+    draws: Draws,
+    augment: AugmentConfig,
+    voxel_size_um: Size3,
 ) -> Float[Tensor, "b c vz vy vx"]:
-    """Cut a view of `shape` at a random place of each canvas, all places alike."""
-    room = torch.tensor([have - want for have, want in zip(canvas.shape[2:], shape, strict=True)])
-    share = torch.rand(len(canvas), 3, generator=random, device=random.device).cpu()
-    starts = (share * (room + 1)).long().tolist()
-    return torch.stack(
-        [
-            item[:, z : z + shape[0], y : y + shape[1], x : x + shape[2]]
-            for item, (z, y, x) in zip(canvas, starts, strict=True)
-        ]
+    """Cut a view of `shape` at a random place of each canvas, all places alike.
+
+    The share `augment.warp` of the views is warped as it is cut; the others are plain copies.
+    """
+    room = torch.tensor(canvas.shape[2:]) - torch.tensor(shape)
+    starts = (draws.fork(0, host=True).uniform(3) * (room + 1)).long()
+    view = _cut(canvas, shape, send(starts, canvas.device))
+    which = draws.fork(1, host=True).coin(augment.warp).nonzero()[:, 0]
+    if not len(which):
+        return view
+    there = send(which, canvas.device)
+    middles = starts[which] + (torch.tensor(shape) - 1) / 2
+    view[there] = warp(
+        canvas[there],
+        shape,
+        send(middles, canvas.device),
+        draws.fork(2).take(which),
+        rotation_deg=augment.rotation_deg,
+        scale=augment.scale,
+        elastic_um=augment.elastic_um,
+        voxel_size_um=voxel_size_um,
     )
+    return view
 
 
-def make_view(
-    canvas: Float[Tensor, "b c z y x"], shape: Shape3, random: torch.Generator
+def _cut(
+    canvas: Float[Tensor, "b c z y x"], shape: Shape3, starts: Tensor
 ) -> Float[Tensor, "b c vz vy vx"]:
-    """Cut, flip, rotate and bend a view of raw counts, and standardise it."""
-    view = jitter_intensity(flip_and_rotate(cut_view(canvas, shape, random), random), random)
-    return standardise(drop_background(view, random))
+    """Copy a view from each canvas, in one go: index the windows that it could be cut from."""
+    windows = canvas
+    for axis, n in enumerate(shape, start=2):
+        windows = windows.unfold(axis, n, 1)
+    each = torch.arange(len(canvas), device=canvas.device)
+    return windows[each, :, starts[:, 0], starts[:, 1], starts[:, 2]]

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+
+import jaxtyping
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import map_coordinates
 
-from cubeclf_core.augment import drop_background, flip_and_rotate, generator, jitter_intensity
-from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
+from cubeclf_core.backbones import build_backbone
 from cubeclf_core.errors import InputError
-from cubeclf_core.metrics import classification_metrics, rank_me
 from cubeclf_core.normalise import match_channels, standardise
 from cubeclf_core.vit import SIZES, Vit3d, Vit3dConfig, sincos_positions
 
@@ -18,7 +22,8 @@ def nano(**settings) -> Vit3d:
 
 
 def cuboids(n: int = 3, channels: int = 2, seed: int = 0) -> torch.Tensor:
-    return 300 * torch.rand(n, channels, 20, 50, 50, generator=generator(seed))
+    random = torch.Generator().manual_seed(seed)
+    return 300 * torch.rand(n, channels, 20, 50, 50, generator=random)
 
 
 def test_tokens_are_patches_of_the_given_size() -> None:
@@ -31,13 +36,30 @@ def test_tokens_are_patches_of_the_given_size() -> None:
     assert isotropic(standardise(cuboids(1))).shape == (1, 251, 96)
 
 
-def test_impossible_networks_are_refused() -> None:
-    with pytest.raises(InputError, match="patch"):
-        Vit3dConfig(patch_um=(12.0, 10.0, 10.0))
-    with pytest.raises(InputError, match="nano"):
-        Vit3dConfig(size="giant")
-    with pytest.raises(InputError, match="vit-nano"):
-        load_backbone("scratch:resnet18")
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"patch_um": (12.0, 10.0, 10.0)}, "patch"),
+        ({"size": "giant"}, "nano"),
+        ({"positions": "rotary"}, "positions is 'rotary', expected sincos or learned"),
+        ({"register_tokens": -1}, "register_tokens"),
+        ({"layer_scale": 0.0}, "layer_scale"),
+        ({"drop_path": 1.0}, "drop_path"),
+    ],
+)
+def test_impossible_networks_are_refused(settings: dict, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        Vit3dConfig(**settings)
+
+
+def test_a_config_survives_json_and_old_ones_are_read() -> None:
+    config = Vit3dConfig(positions="learned", register_tokens=4, layer_scale=1e-5, drop_path=0.1)
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert Vit3dConfig.from_dict(values) == config
+    old = ("size", "channels", "cuboid_shape", "voxel_size_um", "patch_um")
+    assert Vit3dConfig.from_dict({key: values[key] for key in old}) == Vit3dConfig()
+    with pytest.raises(TypeError, match="rotary"):
+        Vit3dConfig.from_dict({**values, "rotary": True})
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -70,6 +92,104 @@ def test_positions_are_distinct_and_resampled_for_other_views() -> None:
     torch.testing.assert_close(backbone.positions((3, 3, 3))[0, 13], own[62])
 
 
+@given(st.tuples(*[st.integers(1, 7)] * 3), st.sampled_from(["sincos", "learned"]))
+def test_positions_of_other_views_are_interpolated(grid: tuple[int, int, int], kind: str) -> None:
+    backbone = nano(positions=kind)
+    own = backbone.pos_embed.detach()[0, :, :8].view(5, 5, 5, 8).numpy()
+    # the middle of each patch, in the middles of the network's own patches
+    axes = [((np.arange(n) + 0.5) * 5 / n - 0.5).clip(0, 4) for n in grid]
+    places = np.stack(np.meshgrid(*axes, indexing="ij"))
+    expected = [map_coordinates(own[..., i], places, order=1) for i in range(8)]
+    found = backbone.positions(grid)[0, :, :8].detach().view(*grid, 8)
+    np.testing.assert_allclose(found, np.stack(expected, -1), atol=1e-5)
+
+
+def test_learned_positions_are_trained_by_views_of_any_size() -> None:
+    backbone = nano(positions="learned")
+    assert 0.018 < backbone.pos_embed.std() < 0.022
+    for view in (cuboids(1), cuboids(1)[:, :, :8, :30, :30]):
+        backbone.zero_grad()
+        backbone(standardise(view))[:, 1:].square().sum().backward()
+        assert (backbone.pos_embed.grad.abs().sum(2) > 0).float().mean() > 0.5
+    assert not nano().pos_embed.requires_grad
+
+
+def test_register_tokens_take_part_and_are_left_out() -> None:
+    backbone, x = nano(register_tokens=4), standardise(cuboids())
+    before = backbone(x)
+    assert before.shape == (3, 126, 96)
+    assert backbone(x, torch.arange(30).expand(3, -1)).shape == (3, 31, 96)
+    assert backbone.embed(x).shape == (3, 3 * 96)
+    assert backbone.reg_token is not None
+    before[:, 1:].square().sum().backward()
+    assert backbone.reg_token.grad.abs().sum() > 0
+    with torch.no_grad():
+        backbone.reg_token.normal_()
+    assert (backbone(x) - before).abs().mean() > 1e-3
+
+
+def test_masked_content_cannot_be_seen_but_its_place_can() -> None:
+    backbone, x = nano(register_tokens=1), standardise(cuboids())
+    token = torch.randn(1, 1, 96, generator=torch.Generator().manual_seed(1))
+    masked = torch.zeros(3, 5, 5, 5, dtype=torch.bool)
+    masked[:, 1:3, :, 2:] = True
+    voxels = masked.repeat_interleave(4, 1).repeat_interleave(10, 2).repeat_interleave(10, 3)
+    other = torch.where(voxels[:, None], torch.randn_like(x), x)
+    masked = masked.flatten(1)
+    seen = backbone(x, masked=masked, mask_token=token)
+    assert torch.equal(backbone(other, masked=masked, mask_token=token), seen)
+    assert not torch.allclose(backbone(other), backbone(x), atol=1e-3)
+    hidden = seen[0, 1:][masked[0]]  # differ by their places alone
+    assert torch.cdist(hidden, hidden).fill_diagonal_(1).min() > 1e-3
+    nothing = torch.zeros_like(masked)
+    assert torch.equal(backbone(x, masked=nothing, mask_token=token), backbone(x))
+
+
+def test_the_mask_token_learns() -> None:
+    backbone, x = nano(), standardise(cuboids(1))
+    token = torch.zeros(1, 1, 96, requires_grad=True)
+    masked = torch.arange(125)[None] < 40
+    backbone(x, masked=masked, mask_token=token)[:, 1:][masked].square().sum().backward()
+    assert token.grad.abs().sum() > 0
+    with pytest.raises(AssertionError, match="mask token"):
+        backbone(x, masked=masked)
+    with pytest.raises(AssertionError, match="keep"):
+        backbone(x, torch.arange(9)[None], masked=masked, mask_token=token)
+
+
+def test_drop_path_acts_in_training_alone_and_more_with_depth() -> None:
+    backbone, x = nano(drop_path=0.5), standardise(cuboids())
+    assert torch.equal(backbone.eval()(x), nano()(x))  # the same weights
+    backbone.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        assert not torch.allclose(backbone(x), nano()(x), atol=1e-3)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in backbone.blocks]
+    assert rates == pytest.approx([0, 0.5 / 3, 1 / 3, 0.5])
+
+
+def test_layer_scale_starts_where_it_is_told() -> None:
+    x = standardise(cuboids(1))
+    embedded = nano().patch_embed(x) + nano().positions((5, 5, 5))
+    tiny = nano(layer_scale=1e-5)
+    torch.testing.assert_close(tiny(x)[:, 1:], tiny.norm(embedded), atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(nano()(x)[:, 1:], tiny(x)[:, 1:], atol=0.1)
+    torch.testing.assert_close(nano(layer_scale=1.0)(x), nano()(x))
+    gains = [name for name, _ in tiny.named_parameters() if name.endswith("gamma")]
+    assert len(gains) == 2 * 4
+
+
+def test_it_compiles_without_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # checks cannot be traced
+    backbone, view = nano(register_tokens=2, positions="learned"), standardise(cuboids(1))
+    view, masked = view[:, :, :8, :30, :30], torch.arange(18)[None] < 5
+    token = torch.ones(1, 1, 96)
+    compiled = torch.compile(backbone, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        expected = backbone(view, masked=masked, mask_token=token)
+        assert torch.equal(compiled(view, masked=masked, mask_token=token), expected)
+
+
 def test_sincos_tells_the_axes_apart() -> None:
     grid = sincos_positions((2, 3, 4), 12).view(2, 3, 4, 12)
     assert (grid[0, ..., :4] == grid[0, 0, 0, :4]).all()  # the first third depends on z alone
@@ -87,28 +207,6 @@ def test_centre_counts_in_the_embedding() -> None:
     assert (backbone.embed(centre) - base).norm() > 1.5 * (backbone.embed(corner) - base).norm()
 
 
-def test_backbone_survives_its_file_bit_for_bit(tmp_path) -> None:
-    backbone = nano(channels=1)
-    save_backbone(tmp_path / "b.safetensors", backbone, {"objective": "none"})
-    loaded, origin = load_backbone(str(tmp_path / "b.safetensors"))
-    assert loaded.config == backbone.config
-    assert origin["objective"] == "none"
-    x = standardise(cuboids(channels=1))
-    assert torch.equal(loaded.embed(x), backbone.embed(x))
-
-
-def test_seed_alone_decides_random_weights() -> None:
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    weights = [
-        build_backbone(Vit3dConfig(size="nano"), seed).blocks[0].mlp.fc1.weight
-        for seed in (0, 0, 1)
-    ]
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
-
-
 @given(st.floats(0.01, 100), st.floats(-500, 500))
 def test_standardising_forgets_gain_and_offset(gain: float, offset: float) -> None:
     raw = cuboids(2).double()
@@ -123,56 +221,3 @@ def test_missing_and_constant_channels_are_zero() -> None:
     assert not match_channels(standardise(raw), 2)[:, 1].any()
     assert torch.equal(match_channels(cuboids(), 1), cuboids()[:, :1])
     assert not standardise(torch.full((1, 1, 4, 4, 4), 317.0)).any()
-
-
-def test_flips_move_values_and_never_mix_z_with_y() -> None:
-    raw = cuboids(16)
-    moved = flip_and_rotate(raw, generator(0, 1))
-    assert torch.equal(moved.flatten(2).sort(2).values, raw.flatten(2).sort(2).values)
-    assert len({tuple(item[0, 0, 0, :3].tolist()) for item in moved}) == 16
-    # a plane stays a plane: the sets of values per z are those of the input, in order or reversed
-    planes, before = (t.flatten(3).sort(3).values for t in (moved, raw))
-    same = [(p == b).all() or (p == b.flip(1)).all() for p, b in zip(planes, before, strict=True)]
-    assert all(same)
-    assert torch.equal(flip_and_rotate(raw, generator(0, 1)), moved)
-
-
-def test_intensity_jitter_keeps_order_and_can_be_nothing() -> None:
-    raw = cuboids(4)
-    unchanged = jitter_intensity(raw, generator(0), gamma=0.0, noise=0.0)
-    torch.testing.assert_close(unchanged, raw, rtol=1e-4, atol=1e-2)
-    bent = jitter_intensity(raw, generator(0), noise=0.0)
-    order = raw.flatten(2).argsort(2)
-    ordered = bent.flatten(2).gather(2, order)
-    assert (ordered.diff(dim=2) >= -1e-3).all()
-    assert not torch.allclose(bent, raw, rtol=0.01)
-
-
-def test_only_the_background_is_dropped() -> None:
-    raw = cuboids(64)
-    dropped = drop_background(raw, generator(0), probability=0.5)
-    assert torch.equal(dropped[:, 0], raw[:, 0])
-    gone = ~dropped[:, 1].flatten(1).any(1)
-    assert 16 < int(gone.sum()) < 48
-    assert torch.equal(dropped[~gone], raw[~gone])
-
-
-def test_generators_of_neighbouring_keys_are_unrelated() -> None:
-    draws = torch.stack([torch.randn(2000, generator=generator(0, step)) for step in range(8)])
-    off_diagonal = torch.corrcoef(draws) - torch.eye(8)
-    assert off_diagonal.abs().max() < 0.1
-
-
-def test_rank_me_is_the_number_of_directions() -> None:
-    basis = torch.linalg.qr(torch.randn(64, 64, generator=generator(3)))[0]
-    assert rank_me(basis[:, :8]) == pytest.approx(8, rel=0.01)
-    assert rank_me(torch.ones(50, 10)) == pytest.approx(1, rel=0.01)
-
-
-def test_average_precision_is_given_over_the_prevalence() -> None:
-    import numpy as np
-
-    labels = np.array([1, 0, 0, 0])
-    found = classification_metrics(labels, np.array([0.9, 0.1, 0.2, 0.3]))
-    assert found["auc"] == found["average_precision"] == 1.0
-    assert found["average_precision_less_prevalence"] == 0.75

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from cubeclf_core import load_classifier
-from cubeclf_core.augment import generator
 from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
 from cubeclf_core.cells import read_cells
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
@@ -41,7 +40,8 @@ def blobs(n: int, seed: int, channels: int = 1) -> Labelled:
     radius = torch.stack(axes).square().sum(0)
     widths = torch.where(torch.from_numpy(labels) == 1, 50.0, 8.0).view(n, 1, 1, 1, 1)
     rate = 100 + 150 * torch.exp(-radius / widths)
-    raw = torch.poisson(rate.repeat(1, channels, 1, 1, 1), generator=generator(seed))
+    random = torch.Generator().manual_seed(seed)
+    raw = torch.poisson(rate.repeat(1, channels, 1, 1, 1), generator=random)
     return Labelled(raw, labels, ["blobs"] * n)
 
 

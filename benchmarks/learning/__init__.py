@@ -1,0 +1,1 @@
+"""Whether pretraining learns: what `python -m benchmarks.pretraining` measures."""

@@ -1,0 +1,166 @@
+"""What pretrained backbones have to beat, and how labels are learned on frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier
+from torch import Tensor
+
+from benchmarks.learning.blocks import Block
+from benchmarks.learning.protocols import Task, labels_to_learn
+from cubeclf_core.axes import Size3
+from cubeclf_core.brains import Brain
+from cubeclf_core.metrics import knn_scores, linear_scores
+from cubeclf_core.normalise import standardise
+from cubeclf_core.rules import contrast
+from cubeclf_core.stream import CuboidStream
+from cubeclf_core.vit import Vit3d, Vit3dConfig
+from pretrain.batches import to_network
+from pretrain.probes import embed
+
+Blocks = Mapping[str, Block]
+Features = Mapping[str, Float[Tensor, "n feature"]]
+"""Of all candidates, by block."""
+
+COMPONENTS = 40
+SHELLS = 20
+SHELL_UM = 1.25  # thickness: the outermost ends at the cuboid's sides
+TREES, LEAF = 200, 5
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Features that stay as they are, and labels learned on them.
+
+    Attributes
+    ----------
+    blocks
+        Whose labels they are.
+    features
+        By what the backbone has seen, a key of `SEEN`.
+    """
+
+    blocks: Blocks
+    features: Mapping[str, Features]
+
+    def linear(self, task: Task) -> npt.NDArray[np.float64]:
+        """Score by logistic regression."""
+        return self._score(task, linear_scores)
+
+    def knn(self, task: Task) -> npt.NDArray[np.float64]:
+        """Score by nearest neighbours."""
+        return self._score(task, knn_scores)
+
+    def forest(self, task: Task, seed: int) -> npt.NDArray[np.float64]:
+        """Score by a random forest."""
+        known, labels, tested = self._parts(task)
+        trees = RandomForestClassifier(
+            TREES, min_samples_leaf=LEAF, class_weight="balanced", random_state=seed
+        )
+        trees.fit(known.numpy(), labels)
+        return np.asarray(trees.predict_proba(tested.numpy())[:, 1], np.float64)
+
+    def _score(
+        self, task: Task, score: Callable[..., npt.NDArray[np.float64]]
+    ) -> npt.NDArray[np.float64]:
+        return score(*self._parts(task))
+
+    def _parts(self, task: Task) -> tuple[Tensor, npt.NDArray[np.int64], Tensor]:
+        features = self.features[task.seen]
+        known = torch.cat([features[name][index] for name, index in task.learn.items()])
+        return known, labels_to_learn(task, self.blocks), features[task.block][task.test]
+
+
+def embed_blocks(backbone: Vit3d, blocks: Blocks) -> Features:
+    """Pooled features of all candidates, on a GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = backbone.to(device)
+    return {name: embed(backbone, block.cuboids)[1] for name, block in blocks.items()}
+
+
+def principal_components(
+    unlabelled: Float[Tensor, "n 1 z y x"], blocks: Blocks, seed: int = 0
+) -> Features:
+    """Project standardised cuboids on the first principal components of unlabelled ones."""
+    most = min(COMPONENTS, len(unlabelled))
+    pca = PCA(most, svd_solver="randomized", random_state=seed)
+    pca.fit(standardise(unlabelled).flatten(1).numpy())
+    return {
+        name: torch.cat(
+            [
+                torch.from_numpy(pca.transform(standardise(part).flatten(1).numpy()))
+                for part in block.cuboids.split(256)
+            ]
+        )
+        for name, block in blocks.items()
+    }
+
+
+def unlabelled_cuboids(
+    brains: list[Brain], network: Vit3dConfig, n: int
+) -> Float[Tensor, "n 1 z y x"]:
+    """Draw cuboids right at candidates from what a backbone is pretrained on."""
+    stream = CuboidStream(
+        brains,
+        shape=network.cuboid_shape,
+        voxel_size_um=network.voxel_size_um,
+        n_channels=1,
+        batch_size=min(n, 100),
+        seed=0,
+        candidate_share=1.0,
+        jitter_um=0.0,
+        memory_bytes=1 << 28,
+    )
+
+    def parts() -> Iterator[Tensor]:
+        for batch in stream.batches(0, -(-n // stream.batch_size)):
+            yield to_network(batch, network.cuboid_shape)
+
+    return torch.cat(list(parts()))[:n]
+
+
+def radial_means(
+    cuboids: Float[Tensor, "n 1 z y x"], voxel_size_um: Size3
+) -> Float[Tensor, "n shell"]:
+    """Mean of standardised cuboids in spherical shells around the central voxel."""
+    shape = cuboids.shape[2:]
+    axes = [(torch.arange(n) - n // 2) * um for n, um in zip(shape, voxel_size_um, strict=True)]
+    squares = torch.meshgrid(*(axis.square() for axis in axes), indexing="ij")
+    shell = (sum(squares).sqrt() / SHELL_UM).long().flatten()  # type: ignore[union-attr]
+    masks = torch.stack([shell == i for i in range(SHELLS)]).float()
+    masks = masks[masks.sum(1) > 0]  # voxels may be coarser than a shell
+    means = masks / masks.sum(1, keepdim=True)
+    return torch.cat([standardise(p).flatten(1) @ means.T for p in cuboids.split(256)])
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Scores without learning.
+
+    Attributes
+    ----------
+    blocks
+        What is scored.
+    voxel_size_um
+        Of their cuboids, z y x.
+    """
+
+    blocks: Blocks
+    voxel_size_um: Size3
+
+    def contrast(self, task: Task) -> npt.NDArray[np.float64]:
+        """Score by the best of four rules, chosen on these very candidates: a high bar."""
+        block = self.blocks[task.block]
+        cuboids = block.cuboids[task.test, 0].numpy()
+        return contrast(cuboids, block.labels[task.test], self.voxel_size_um)[1]
+
+    def density(self, task: Task) -> npt.NDArray[np.float64]:
+        """Score by the number of candidates around."""
+        return self.blocks[task.block].crowding[task.test]

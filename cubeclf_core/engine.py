@@ -1,0 +1,181 @@
+"""What every training loop needs and no method knows of: devices, precision, signals, resuming.
+
+State is kept as a weights file like any other (safetensors and JSON, no pickle), written beside its
+place and renamed: a kill in the middle of writing, or a full disk, leaves the last one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import Tensor, nn
+
+from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
+from cubeclf_core.errors import CheckpointError, RunFailed
+
+_STOPPING = ("SIGTERM", "SIGUSR1")  # what SLURM sends before it takes a machine back
+_MODEL, _OPTIMIZER = "model.", "optimizer."
+
+
+def make_fabric(precision: str, *, accelerator: str = "auto") -> Fabric:
+    """Set up devices: those that torchrun or SLURM gave to this process, else one.
+
+    Parameters
+    ----------
+    precision
+        "32-true", "bf16-mixed", or "auto": bf16 on a GPU that has it.
+    accelerator
+        As Fabric names it.
+    """
+    launched = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # by torchrun, on this machine
+    total = int(os.environ.get("WORLD_SIZE", 0))
+    tasks = int(os.environ.get("SLURM_NTASKS", 0)) if "SLURM_PROCID" in os.environ else 0
+    nodes = int(os.environ.get("SLURM_NNODES", 1))
+    if launched:
+        devices, nodes = launched, max(1, total // launched)
+    else:
+        devices, nodes = (tasks // nodes, nodes) if tasks > 1 else (1, 1)
+    if precision == "auto":
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        precision = "bf16-mixed" if bf16 else "32-true"
+    # Buffers are the same on all ranks, as an objective moves them by what it gathered.
+    strategy = DDPStrategy(broadcast_buffers=False) if devices * nodes > 1 else "auto"
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=precision,  # type: ignore[arg-type]  # one of Fabric's literals
+    )
+    fabric.launch()
+    return fabric
+
+
+class StopRequest:
+    """Whether somebody has asked the process to stop; it stops where it is safe."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def anywhere(self, fabric: Fabric) -> bool:
+        """Whether any rank has been asked; all ranks have to call this together."""
+        if fabric.world_size == 1:
+            return bool(self)
+        asked = torch.tensor(float(bool(self)), device=fabric.device)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        return bool(asked.item())
+
+
+def raise_on_all(fabric: Fabric, error: Exception | None) -> None:
+    """Raise what rank 0 found on all ranks, so that none waits for one that has left.
+
+    Parameters
+    ----------
+    fabric
+        All ranks have to call this together.
+    error
+        Of rank 0; that of others does not count.
+    """
+    if fabric.world_size > 1:
+        found = [error]
+        dist.broadcast_object_list(found, src=0)
+        error = found[0]
+    if error is not None:
+        raise error
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and SIGUSR1 into a request; a second one of them ends the process at once.
+
+    Ctrl-C stays what it is. Windows has no SIGUSR1, and sends no SIGTERM that could be caught.
+    """
+    request = StopRequest()
+    before: dict[int, Any] = {}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del frame
+        request.signal = signal.Signals(number).name
+        signal.signal(number, before[number])
+
+    for name in _STOPPING:
+        if hasattr(signal, name):
+            number = getattr(signal, name)
+            before[number] = signal.signal(number, ask)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def save_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+) -> None:
+    """Write all that a run needs to go on exactly, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        A `.safetensors` file.
+    model, optimizer
+        Unwrapped.
+    progress
+        What goes into JSON: the step, the stream's state, the monitors'.
+    backbone
+        The config of the network, for the header.
+
+    Raises
+    ------
+    RunFailed
+        If it cannot be written; what stood at `path` is still there.
+    """
+    tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    for number, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"{_OPTIMIZER}{number}.{key}": value for key, value in values.items()}
+    header = Header(kind="training", backbone=dict(backbone), training=dict(progress))
+    try:
+        save_checkpoint(path, header, tensors)
+    except Exception as error:  # safetensors has errors of its own for a full disk
+        kept = "the one before it is kept" if path.exists() else "there is none before it"
+        raise RunFailed(f"the checkpoint {path} could not be written ({error}); {kept}") from error
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Bring a model and its optimiser to where `save_state` found them; returns `progress`.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, or belongs to another model.
+    """
+    header, tensors = load_checkpoint(path, "training")
+    try:
+        weights = {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is of another network or objective") from error
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_OPTIMIZER):
+            number, key = name.removeprefix(_OPTIMIZER).split(".")
+            state.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    return header.training

@@ -1,0 +1,149 @@
+"""What goes with a backbone's weights, for people: what it is, what it saw, what it is good for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cubeclf_core.brains import Brain
+from cubeclf_core.normalise import NORMALISATION
+from cubeclf_core.vit import Vit3d
+
+_NORMALISATIONS = {
+    "cuboid": "each channel of each cuboid to mean 0 and standard deviation 1, by its own numbers"
+}
+
+
+def model_card(
+    backbone: Vit3d,
+    brains: Sequence[Brain],
+    *,
+    weights: str,
+    settings: str,
+    training: Mapping[str, object],
+    results: Mapping[str, float],
+    untrained: Mapping[str, float] | None = None,
+    pictures: Mapping[str, str] | None = None,
+) -> str:
+    """Describe an exported backbone in Markdown; nothing is said that was not given.
+
+    Parameters
+    ----------
+    backbone
+        As exported.
+    brains
+        That it was trained on.
+    weights
+        Name of the file beside the card.
+    settings
+        The whole config of the run, YAML.
+    training
+        What it took, by name: objective, steps, cuboids seen, ``wall_time_s`` (in seconds, shown in
+        words), device and whatever else there is to tell.
+    results
+        Final metrics by the names they have in ``metrics.jsonl``.
+    untrained
+        The same metrics, where they are known, of the network before training.
+    pictures
+        Title to path, relative to the card.
+    """
+    config = backbone.config
+    parameters = sum(p.numel() for p in backbone.parameters())
+    channels = "signal" if config.channels == 1 else "signal and background"
+    network = {
+        "network": f"3D vision transformer, size {config.size}",
+        "parameters": f"{parameters:,}",
+        "channels": f"{config.channels} ({channels})",
+        "cuboid": f"{_by(config.cuboid_shape)} voxels (z y x)",
+        "voxel size": f"{_by(config.voxel_size_um)} µm",
+        "patch": f"{_by(config.patch_um)} µm",
+        "tokens of a cuboid": f"{_by(config.grid)} patches",
+        "normalisation": _NORMALISATIONS.get(NORMALISATION, NORMALISATION),
+    }
+    names = ", ".join(_cell(brain.name) for brain in brains)
+    parts = [
+        f"# {weights}",
+        f"A backbone for cuboids of whole-brain microscopy, pretrained without labels on {names}.",
+        _table(("property", "value"), network.items()),
+        "## Data",
+        _table(
+            ("brain", "voxels (z y x)", "voxel size, µm", "channels", "type"),
+            [
+                (b.name, _by(v.shape), _by(v.voxel_size_um), v.n_channels, v.dtype)
+                for b in brains
+                for v in (b.volume,)
+            ],
+        ),
+        "## Training",
+        _table(("", ""), [_told(name, value) for name, value in training.items()]),
+        "## Results",
+        _results(results, untrained or {}),
+        *(f"![{title}]({path})" for title, path in (pictures or {}).items()),
+        "## Limits",
+        _limits(backbone, names),
+        "## Use",
+        f"```sh\ncubeclf-finetune BRAINS --backbone {weights} --out OUT\n```",
+        "## Licence",
+        "The owner of the data above decides on the licence of these weights.",
+        "## Settings",
+        _fenced(settings),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _limits(backbone: Vit3d, names: str) -> str:
+    size = _by(backbone.config.voxel_size_um)
+    limits = [
+        f"The training used {names}. This card holds no result on other brains, species, stains or "
+        "microscopes: measure on labelled cells of your own before you rely on it.",
+        f"It takes voxels of {size} µm; cubeclf resamples other data to them.",
+        "Normalisation takes the brightness and the contrast of a whole cuboid away: what differs "
+        "in these alone looks the same to it.",
+        "Results of probes are of the labelled cells that the run was given; all others are of the "
+        "brains that it was trained on.",
+        "It is no classifier: without fine-tuning it says nothing about what is a cell.",
+    ]
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _results(results: Mapping[str, float], untrained: Mapping[str, float]) -> str:
+    if not results:
+        return "None were measured."
+    if not untrained.keys() & results.keys():
+        return _table(("metric", "value"), [(k, f"{v:.4g}") for k, v in results.items()])
+    rows = [
+        (name, f"{value:.4g}", f"{untrained[name]:.4g}" if name in untrained else "")
+        for name, value in results.items()
+    ]
+    return _table(("metric", "trained", "untrained"), rows)
+
+
+def _told(name: str, value: object) -> tuple[str, str]:
+    if name == "wall_time_s" and isinstance(value, int | float):
+        minutes, seconds = divmod(round(value), 60)
+        hours, minutes = divmod(minutes, 60)
+        return "wall time", f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return name.replace("_", " "), f"{value:,}"
+    return name.replace("_", " "), str(value)
+
+
+def _table(header: Sequence[str], rows: Any) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", r"\|")
+
+
+def _by(values: Sequence[float]) -> str:
+    return " × ".join(f"{value:g}" for value in values)
+
+
+def _fenced(text: str) -> str:
+    """Quote text between fences longer than any within it."""
+    longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}yaml\n{text.rstrip()}\n{fence}"

@@ -1,0 +1,238 @@
+"""The training loop: batches in, steps taken, everything told, and nothing lost by a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from cubeclf_core.console import progress
+from cubeclf_core.draws import Draws
+from cubeclf_core.engine import StopRequest, load_state, raise_on_all, save_state
+from cubeclf_core.errors import RunFailed, Stopped
+from cubeclf_core.pretraining_plots import training_curves
+from cubeclf_core.runs import RunFolder
+from cubeclf_core.stream import Batch, CuboidStream
+from cubeclf_core.tracking import Tracker
+from pretrain.batches import to_network
+from pretrain.config import PretrainConfig
+from pretrain.distributed import mean_over_ranks
+from pretrain.monitors import Collapsed, Monitors
+from pretrain.objective import Objective
+from pretrain.schedules import learning_rate, weight_decay
+from pretrain.watch import Watch
+
+CHECKPOINT = "checkpoints/last.safetensors"
+_ASK_EVERY = 10  # steps between two questions to all ranks whether one was told to stop
+
+
+@dataclass(kw_only=True)
+class Fit:
+    """One training: what moves it forward, and what it tells while it goes."""
+
+    config: PretrainConfig
+    fabric: Fabric
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    run: RunFolder
+    stop: StopRequest
+    monitors: Monitors
+    trackers: Sequence[Tracker] = ()
+    done: int = 0
+    listed: int = 0
+    stream: CuboidStream = field(init=False)
+    watch: Watch | None = None  # on rank 0
+    seconds: float = 0.0  # of training, over all resumes
+    export: Callable[[Fit, str], None] = field(init=False)
+
+    def restore(self) -> dict[str, Any]:
+        """Go back to the last checkpoint of the run's folder; returns what else it tells."""
+        told = load_state(self.run.path / CHECKPOINT, self.objective, self.optimizer)
+        self.done, self.seconds = int(told["step"]), float(told["seconds"])
+        self.monitors.restore(told["monitors"])
+        self.run.trim(self.done)
+        return told
+
+    def train(self) -> None:
+        """Take all steps that are left.
+
+        Raises
+        ------
+        Stopped
+            If a signal asked for it; a checkpoint has been written.
+        RunFailed
+            If the loss is not finite, the embeddings collapsed, or a checkpoint cannot be written.
+        """
+        config, rank, ranks = self.config, self.fabric.global_rank, self.fabric.world_size
+        share = config.batch_size // ranks
+        items = range(rank * share, (rank + 1) * share)
+        module: nn.Module = self.objective
+        if config.compile:
+            module = torch.compile(module)  # type: ignore[assignment]  # what it returns is one
+        model, optimizer = self.fabric.setup(module, self.optimizer)
+        start, waited, first, before = time.monotonic(), 0.0, self.done, self.seconds
+        batches = _timed(self.stream.batches(first, config.steps))
+        with progress("pretraining", config.steps, unit="steps", done=first) as advance:
+            self._look()
+            for step, (seconds, batch) in enumerate(batches, first):
+                told = self._step(model, optimizer, step, batch, items)
+                self.done = step + 1
+                waited += seconds
+                elapsed = time.monotonic() - start
+                self.seconds = before + elapsed
+                ended = self.done == config.steps
+                if step % config.log_every == 0 or ended:
+                    rate = (self.done - first) * config.batch_size / elapsed
+                    told |= {"cuboids_per_s": rate, "wait_share": waited / elapsed}
+                    self.log(step, told | {"faults": len(self.stream.faults)})
+                    self.list_faults()
+                if self.done % config.monitor_every == 0 or ended:
+                    self._look()
+                    self.draw()
+                asked = self.done % _ASK_EVERY == 0 or ranks == 1
+                if not ended and asked and self.stop.anywhere(self.fabric):
+                    self.checkpoint()
+                    why = f"stopped by {self.stop.signal or 'another process'}"
+                    raise Stopped(
+                        f"{why} after step {step}; the same command with --resume goes on from there"
+                    )
+                if self.done % config.checkpoint_every == 0 or ended:
+                    self.checkpoint()
+                advance(note=f"loss {told['loss']:.4f}")
+
+    def _step(
+        self, model: Any, optimizer: Any, step: int, batch: Batch, items: range
+    ) -> dict[str, float]:
+        """Learn from one batch; returns the loss and what else there is to tell."""
+        config, n = self.config, self.config.accumulate
+        share = step / config.steps
+        rate, decay = learning_rate(config, step), weight_decay(config, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+            group["weight_decay"] = decay if group["decays"] else 0.0
+        torch.manual_seed(config.seed * 1_000_003 + step * 1_009 + items.start)  # for drop path
+        cuboids = to_network(batch, self.stream.shape, self.fabric.device)
+        part = len(items) // n
+        sums: dict[str, Tensor] = {}
+        for i in range(n):
+            rows = slice(i * part, (i + 1) * part)
+            draws = Draws(config.seed, step, items[rows], self.fabric.device)
+            with self.fabric.no_backward_sync(model, enabled=i < n - 1):
+                loss, told = model(cuboids[rows], draws, share)
+                self._check_finite(loss, told.pop("per_cuboid"), step, batch, rows.start)
+                self.fabric.backward(loss / n)
+            for name, value in {"loss": loss, **told}.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / n
+        self.objective.before_update(share)
+        norm = self.fabric.clip_gradients(
+            model, optimizer, max_norm=config.clip, error_if_nonfinite=False
+        )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.objective.after_update(share)
+        told = {name: float(mean_over_ranks(value)) for name, value in sums.items()}
+        self._warn(self.monitors.check(step, told))
+        return told | {
+            "gradient_norm": float(norm) if norm is not None else math.nan,
+            "learning_rate": rate,
+            "weight_decay": decay,
+        }
+
+    def _check_finite(
+        self, loss: Tensor, per_cuboid: Tensor, step: int, batch: Batch, first: int
+    ) -> None:
+        if torch.isfinite(loss):
+            return
+        broken = (~torch.isfinite(per_cuboid)).nonzero().flatten().tolist()
+        what = f"the loss of step {step} is {float(loss.detach())}"
+        advice = "the last checkpoint is kept; try a lower --learning-rate"
+        if not broken or len(broken) == len(per_cuboid):
+            raise RunFailed(f"{what}, for every cuboid alike: {advice}")
+        row = first + broken[0]
+        brain = self.stream.brains[int(batch.brain[row])].name
+        where = f"brain {brain} at z y x {batch.origin[row].tolist()}"
+        raise RunFailed(f"{what}, from {len(broken)} cuboids, the first in {where}: {advice}")
+
+    def device_name(self) -> str:
+        """What the training runs on, for people."""
+        device = self.fabric.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+    def _look(self) -> None:
+        """Measure the backbone before the next step; export it if its probe is the best yet."""
+        collapsed = None
+        if self.watch is not None:
+            backbone = self.objective.exported
+            found = self.watch.look(backbone)
+            self.log(self.done, found)
+            if self.watch.improved(found) and self.done:
+                self.export(self, "best_probe")
+            try:
+                self._warn(self.monitors.check_embeddings(self.done, found, self.watch.untrained))
+            except Collapsed as error:
+                collapsed = error
+        raise_on_all(self.fabric, collapsed)
+
+    def _warn(self, warnings: Sequence[str]) -> None:
+        for line in warnings:
+            self.run.tell(f"warning   {line}")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers of a step to metrics.jsonl and to the trackers."""
+        self.run.log(step=step, **values)
+        for tracker in self.trackers:
+            tracker.log(step, values)
+
+    def checkpoint(self) -> None:
+        """Write what a resume needs; ranks together, rank 0 writes."""
+        state = self.stream.state(self.done)
+        if self.fabric.world_size > 1:  # each rank knows of its own faults
+            states: list[Any] = [None] * self.fabric.world_size
+            dist.all_gather_object(states, state)
+            state["faults"] = [list(f) for f in {tuple(f) for s in states for f in s["faults"]}]
+        if self.fabric.is_global_zero:
+            assert self.watch is not None  # rank 0 has it
+            told = {
+                "step": self.done,
+                "seconds": self.seconds,
+                "stream": state,
+                "monitors": self.monitors.state(),
+                "best_probe": self.watch.best_probe,
+            }
+            network = dataclasses.asdict(self.objective.exported.config)
+            path = self.run.path / CHECKPOINT
+            save_state(path, self.objective, self.optimizer, told, network)
+
+    def draw(self) -> None:
+        """Draw progress.png anew."""
+        metrics = self.run.path / "metrics.jsonl"
+        if self.fabric.is_global_zero and metrics.exists():
+            path = self.run.save_figure("progress.png", training_curves(metrics))
+            for tracker in self.trackers:
+                tracker.figure(self.done, "progress", path)
+
+    def list_faults(self) -> None:
+        """Write down the regions that could not be read since the last time."""
+        for fault in self.stream.faults[self.listed :]:
+            where = f"{fault.brain} at z y x {list(fault.start)}"
+            self.run.tell(f"fault     {where}, another region drawn instead: {fault.reason}")
+            self.run.append("faults.jsonl", dataclasses.asdict(fault))
+        self.listed = len(self.stream.faults)
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[float, Batch]]:
+    """Pair each batch with the seconds that it was waited for."""
+    while True:
+        start = time.monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield time.monotonic() - start, batch

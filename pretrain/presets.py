@@ -1,0 +1,37 @@
+"""Settings that go together, by where a run takes place: `cubeclf-pretrain --preset NAME`.
+
+A flag or a --config file wins over a preset. The expected results are those of
+`python -m benchmarks.pretraining`; see docs/pretraining.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # cubeclf-pretrain BRAIN --preset laptop --out runs/laptop
+    "laptop": {"size": "nano", "steps": 2000, "batch_size": 32},
+    # cubeclf-pretrain BRAIN… --preset gpu --out runs/gpu
+    # Not measured yet: no run on a GPU has been made.
+    "gpu": {
+        "size": "small",
+        "steps": 50_000,
+        "batch_size": 512,
+        "compile": True,
+        "memory_gb": 16.0,
+        "checkpoint_every": 1000,
+        "monitor_every": 1000,
+    },
+    # torchrun --nproc-per-node 8 $(which cubeclf-pretrain) BRAIN… --preset node --out runs/node
+    # Not measured yet: no run on a GPU has been made.
+    "node": {
+        "size": "base",
+        "steps": 100_000,
+        "batch_size": 2048,
+        "compile": True,
+        "memory_gb": 64.0,
+        "checkpoint_every": 1000,
+        "monitor_every": 1000,
+    },
+}
