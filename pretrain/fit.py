@@ -102,7 +102,7 @@ class Fit:
                     self.checkpoint()
                     why = f"stopped by {self.stop.signal or 'another process'}"
                     raise Stopped(
-                        f"{why} after step {step}; the same command with --resume goes on from there"
+                        f"{why} after step {step}; the same command with --resume goes on"
                     )
                 if self.done % config.checkpoint_every == 0 or ended:
                     self.checkpoint()
