@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CheckpointError, RunFailed
 
-_STOPPING = ("SIGTERM", "SIGUSR1")  # what SLURM sends before it takes a machine back
+_STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C; SLURM, before it takes a machine back
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
@@ -99,9 +99,9 @@ def raise_on_all(fabric: Fabric, error: Exception | None) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGUSR1 into a request; a second one of them ends the process at once.
+    """Turn Ctrl-C, SIGTERM and SIGUSR1 into a request; a second one of a kind acts at once.
 
-    Ctrl-C stays what it is. Windows has no SIGUSR1, and sends no SIGTERM that could be caught.
+    Windows has no SIGUSR1, and sends no SIGTERM that could be caught.
     """
     request = StopRequest()
     before: dict[int, Any] = {}

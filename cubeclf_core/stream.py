@@ -257,6 +257,11 @@ class CuboidStream:
         return around if candidate_share == 1 else Mixed(tissue, around, candidate_share)
 
     @property
+    def local_batch(self) -> int:
+        """Cuboids of each batch that this rank draws."""
+        return len(self._items)
+
+    @property
     def faults(self) -> list[Fault]:
         """Regions that could not be read so far, and were replaced."""
         return list(self._regions.faults)

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from cyclopts import Parameter
 
 from cubeclf_core.config import AugmentConfig
@@ -175,6 +176,13 @@ class PretrainConfig:
     augment: Annotated[AugmentConfig, _HIDDEN] = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
+        # A command line has hyphens and text where a YAML file has underscores and numbers.
+        read = {
+            name.replace("-", "_"): yaml.safe_load(value) if isinstance(value, str) else value
+            for name, value in self.settings.items()
+        }
+        object.__setattr__(self, "settings", read)
+        require(bool(self.brains), "BRAINS", "empty", "at least one")
         at_least_one = ("steps", "batch_size", "log_every", "monitor_every", "checkpoint_every")
         for name in (*at_least_one, "accumulate", "draws_per_chunk"):
             value = getattr(self, name)

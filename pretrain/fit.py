@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cubeclf_core.console import progress
 from cubeclf_core.draws import Draws
-from cubeclf_core.engine import StopRequest, load_state, raise_on_all, save_state
+from cubeclf_core.engine import StopRequest, raise_on_all, save_state, stop_on_signals
 from cubeclf_core.errors import RunFailed, Stopped
 from cubeclf_core.pretraining_plots import training_curves
 from cubeclf_core.runs import RunFolder
@@ -42,24 +42,21 @@ class Fit:
     fabric: Fabric
     objective: Objective
     optimizer: torch.optim.Optimizer
+    stream: CuboidStream
     run: RunFolder
-    stop: StopRequest
     monitors: Monitors
+    export: Callable[[Fit, str], None]
     trackers: Sequence[Tracker] = ()
     done: int = 0
     listed: int = 0
-    stream: CuboidStream = field(init=False)
     watch: Watch | None = None  # on rank 0
     seconds: float = 0.0  # of training, over all resumes
-    export: Callable[[Fit, str], None] = field(init=False)
 
-    def restore(self) -> dict[str, Any]:
-        """Go back to the last checkpoint of the run's folder; returns what else it tells."""
-        told = load_state(self.run.path / CHECKPOINT, self.objective, self.optimizer)
+    def restore(self, told: Mapping[str, Any]) -> None:
+        """Go on from the last checkpoint of the run's folder, given what it tells."""
         self.done, self.seconds = int(told["step"]), float(told["seconds"])
         self.monitors.restore(told["monitors"])
         self.run.trim(self.done)
-        return told
 
     def train(self) -> None:
         """Take all steps that are left.
@@ -68,6 +65,8 @@ class Fit:
         ------
         Stopped
             If a signal asked for it; a checkpoint has been written.
+        KeyboardInterrupt
+            Likewise, with Ctrl-C; the backbone as it is has been exported too.
         RunFailed
             If the loss is not finite, the embeddings collapsed, or a checkpoint cannot be written.
         """
@@ -80,7 +79,10 @@ class Fit:
         model, optimizer = self.fabric.setup(module, self.optimizer)
         start, waited, first, before = time.monotonic(), 0.0, self.done, self.seconds
         batches = _timed(self.stream.batches(first, config.steps))
-        with progress("pretraining", config.steps, unit="steps", done=first) as advance:
+        with (
+            stop_on_signals() as stop,
+            progress("pretraining", config.steps, unit="steps", done=first) as advance,
+        ):
             self._look()
             for step, (seconds, batch) in enumerate(batches, first):
                 told = self._step(model, optimizer, step, batch, items)
@@ -98,15 +100,22 @@ class Fit:
                     self._look()
                     self.draw()
                 asked = self.done % _ASK_EVERY == 0 or ranks == 1
-                if not ended and asked and self.stop.anywhere(self.fabric):
-                    self.checkpoint()
-                    why = f"stopped by {self.stop.signal or 'another process'}"
-                    raise Stopped(
-                        f"{why} after step {step}; the same command with --resume goes on"
-                    )
+                if not ended and asked and stop.anywhere(self.fabric):
+                    self._leave(stop)
                 if self.done % config.checkpoint_every == 0 or ended:
                     self.checkpoint()
                 advance(note=f"loss {told['loss']:.4f}")
+
+    def _leave(self, stop: StopRequest) -> None:
+        """Write a checkpoint, and raise what ends the run."""
+        self.checkpoint()
+        how = f"after step {self.done - 1}; the same command with --resume goes on"
+        if stop.signal == "SIGINT":
+            if self.watch is not None:
+                self.export(self, "backbone")
+            self.run.tell(f"stopped   {how}")
+            raise KeyboardInterrupt
+        raise Stopped(f"stopped by {stop.signal or 'another process'} {how}")
 
     def _step(
         self, model: Any, optimizer: Any, step: int, batch: Batch, items: range

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,7 @@ from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
 from cubeclf_core.brains import Brain, load_brains
 from cubeclf_core.cli import to_yaml
 from cubeclf_core.draws import Draws
-from cubeclf_core.engine import make_fabric, stop_on_signals
+from cubeclf_core.engine import load_state, make_fabric
 from cubeclf_core.errors import InputError, RunFailed, VolumeError
 from cubeclf_core.files import check_output
 from cubeclf_core.model_card import model_card
@@ -53,69 +53,65 @@ def pretrain(config: PretrainConfig) -> None:
     RunFailed
         If the loss is no longer finite, embeddings collapsed, or the disk is full.
     """
-    with stop_on_signals() as stop:
-        fabric = make_fabric(config.precision)
-        parts = fabric.world_size * config.accumulate
-        if config.batch_size % parts:
-            raise InputError(
-                f"--batch-size {config.batch_size} cannot be cut into {parts} equal parts "
-                f"({fabric.world_size} devices, --accumulate {config.accumulate})"
-            )
-        loggers = [name for name in config.logger if name != "none"]
-        check_trackers(loggers)
-        brains = load_brains(config.brains, voxel_size_um=config.voxel_size_um)
-        resumed = config.resume and (config.out / CHECKPOINT).exists()
-        if fabric.is_global_zero:
-            _check_folder(config, brains, resumed=resumed)
-        fabric.barrier()
-        backbone = _starting_backbone(config, brains)
-        objective = build_objective(config, backbone)
-        least = objective.least_batch * parts
-        if config.batch_size < least:
-            raise InputError(f"--batch-size {config.batch_size}: {config.method} needs {least}")
-        probe = _probe(config, backbone.config) if fabric.is_global_zero else None
-        surveys, pictures = _look_over(brains, backbone.config.channels)
-        run = RunFolder(config.out, config, resume=resumed)
-        fit = Fit(
-            config=config,
-            fabric=fabric,
-            objective=objective,
-            optimizer=_optimizer(config, objective),
-            run=run,
-            stop=stop,
-            monitors=Monitors(config.steps, enabled=config.monitors),
-        )
-        told = fit.restore() if resumed else None
-        fit.stream = _stream(config, brains, objective, surveys, fabric, told)
-        fit.export = _export
-        _introduce(fit, brains, surveys, pictures)
-        if fabric.is_global_zero:
-            untrained = _starting_backbone(config, brains)
-            fit.watch = Watch(fit.stream, untrained, probe)
-            if told is not None:
-                fit.watch.best_probe = float(told["best_probe"])
-            at = fit.done if resumed else None
-            fit.trackers = open_trackers(
-                loggers, config.out, asdict(config), config.out.resolve().name, resumed_at=at
-            )
-        _carry_out(fit)
-
-
-def _carry_out(fit: Fit) -> None:
+    fabric = make_fabric(config.precision)
+    loggers = [name for name in config.logger if name != "none"]
+    check_trackers(loggers)
+    brains = load_brains(config.brains, voxel_size_um=config.voxel_size_um)
+    resumed = config.resume and (config.out / CHECKPOINT).exists()
+    if fabric.is_global_zero:
+        _check_folder(config, brains, resumed=resumed)
+    fabric.barrier()  # the folder is looked at before it is made
+    backbone = _starting_backbone(config, brains)
+    objective = build_objective(config, backbone)
+    _check_batch(config, objective, fabric.world_size)
+    probe = _probe(config, backbone.config) if fabric.is_global_zero else None
+    optimizer = _optimizer(config, objective)
+    told = load_state(config.out / CHECKPOINT, objective, optimizer) if resumed else {}
+    surveys, pictures = _look_over(brains, backbone.config.channels)
+    stream = _stream(config, brains, objective, surveys, fabric, told.get("stream"))
+    fit = Fit(
+        config=config,
+        fabric=fabric,
+        objective=objective,
+        optimizer=optimizer,
+        stream=stream,
+        run=RunFolder(config.out, config, resume=resumed),
+        monitors=Monitors(config.steps, enabled=config.monitors),
+        export=_export,
+    )
+    if resumed:
+        fit.restore(told)
+    _introduce(fit, brains, surveys, pictures)
     try:
+        if fabric.is_global_zero:
+            fit.watch = Watch(stream, _starting_backbone(config, brains), probe)
+            fit.watch.best_probe = float(told.get("best_probe", -1.0))
+            at = fit.done if resumed else None
+            name = config.out.resolve().name
+            fit.trackers = open_trackers(loggers, config.out, asdict(config), name, resumed_at=at)
         fit.train()
         _finish(fit)
     except VolumeError as error:  # valid input so far: it failed while running
         raise RunFailed(f"stopped at step {fit.done}: {error}") from error
-    except KeyboardInterrupt:  # what has been learned so far is kept
-        if fit.fabric.world_size == 1 and fit.done:
-            fit.checkpoint()
-            fit.run.tell(f"stopped   after {fit.done} steps; --resume goes on from there")
-        raise
     finally:
         fit.list_faults()
         for tracker in fit.trackers:
             tracker.close()
+
+
+def _check_batch(config: PretrainConfig, objective: Objective, n_ranks: int) -> None:
+    """Raise unless the batch can be cut into equal parts that are large enough."""
+    parts = n_ranks * config.accumulate
+    if config.batch_size % parts:
+        raise InputError(
+            f"--batch-size {config.batch_size} cannot be cut into {parts} equal parts "
+            f"({n_ranks} devices, --accumulate {config.accumulate})"
+        )
+    if config.batch_size // parts < objective.least_batch:
+        raise InputError(
+            f"--batch-size {config.batch_size} leaves {config.batch_size // parts} cuboids at a "
+            f"time; {config.method} needs {objective.least_batch}"
+        )
 
 
 def _check_folder(config: PretrainConfig, brains: Sequence[Brain], *, resumed: bool) -> None:
@@ -191,7 +187,7 @@ def _stream(
     objective: Objective,
     surveys: Sequence[Survey],
     fabric: Fabric,
-    told: dict[str, Any] | None,
+    state: Mapping[str, Any] | None,
 ) -> CuboidStream:
     network = objective.exported.config
     return CuboidStream(
@@ -209,7 +205,7 @@ def _stream(
         rank=fabric.global_rank,
         world_size=fabric.world_size,
         surveys=surveys,
-        state=None if told is None else told["stream"],
+        state=state,
     )
 
 

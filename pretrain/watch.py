@@ -57,15 +57,11 @@ class Watch:
         brain: list[npt.NDArray[np.int64]] = []
         depth: list[npt.NDArray[np.float64]] = []
         heights = np.array([level.shape[0] for level in stream.levels])
-        n = 0
-        for step in range(_FIRST, _FIRST + _CUBOIDS):
-            batch = stream.batch(step)
+        n_steps = -(-_CUBOIDS // stream.local_batch)
+        for batch in stream.batches(_FIRST, _FIRST + n_steps):
             cuboids.append(_middle(to_network(batch, stream.shape), shape))
             brain.append(batch.brain)
             depth.append(batch.origin[:, 0] / heights[batch.brain])
-            n += len(batch.brain)
-            if n >= _CUBOIDS:
-                break
         self.cuboids: Float[Tensor, "n c z y x"] = torch.cat(cuboids)[:_CUBOIDS]
         self._brain = np.concatenate(brain)[:_CUBOIDS]
         self._depth = np.concatenate(depth)[:_CUBOIDS]
@@ -89,7 +85,7 @@ class Watch:
         return better
 
 
-def _middle(cuboids: Float[Tensor, "b c z y x"], shape: Shape3) -> Float[Tensor, "b c z y x"]:
+def _middle(cuboids: Float[Tensor, "b c z y x"], shape: Shape3) -> Float[Tensor, "b c cz cy cx"]:
     """Cut the middle out of canvases."""
     low = [(have - want) // 2 for have, want in zip(cuboids.shape[2:], shape, strict=True)]
     z, y, x = (slice(at, at + want) for at, want in zip(low, shape, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,8 @@ class Finetuned:
     ----------
     blocks
         Whose labels they are.
-    backbone
-        Gives a fresh copy of what has seen a key of `SEEN`.
+    backbones
+        Make a fresh copy of the backbone that has seen a key of `SEEN`.
     steps
         Of training.
     seed
@@ -36,14 +36,14 @@ class Finetuned:
     """
 
     blocks: Blocks
-    backbone: Callable[[str], Vit3d]
+    backbones: Mapping[str, Callable[[], Vit3d]]
     steps: int
     seed: int
 
     def __call__(self, task: Task) -> npt.NDArray[np.float64]:
         """Train on what the task gives to learn from, and score what it tests."""
         data = join([self._labelled(name, index) for name, index in task.learn.items()])
-        classifier = Classifier(self.backbone(task.seen))
+        classifier = Classifier(self.backbones[task.seen]())
         nowhere = Path("unused")  # labels are in memory
         config = FinetuneConfig(
             backbone="unused", out=nowhere, brains=nowhere, steps=self.steps, seed=self.seed

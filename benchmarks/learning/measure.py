@@ -67,27 +67,13 @@ def measure(config: LearningConfig, effort: Effort) -> Figures:
     start = time.monotonic()
     effort = _check(config, effort)
     data = data_folder()
-    with working_folder(config.folder) as folder:
+    with working_folder(config.folder) as given:
+        folder = given.resolve()
         files = {seen: write_brains_file(data, seen, folder) for seen in SEEN}
-        trainings = plan(config.methods, files, folder.resolve(), effort)
-        network = network_of(settings_of(next(iter(RECIPES)), effort))
-        cores = os.cpu_count() or 1
-        carry_out(trainings, reuse=config.reuse, side_by_side=cores)
-        blocks = _read(config, data, folder, network, effort)
+        trainings = plan(config.methods, files, folder, effort)
+        carry_out(trainings, reuse=config.reuse, side_by_side=os.cpu_count() or 1)
         opened = count_opening(folder, config.blocks, config.methods)
-        tasks = make_tasks(blocks, labels=effort.labels, draws=effort.draws)
-        unlabelled = {
-            seen: unlabelled_cuboids(load_brains([file]), network, effort.unlabelled)
-            for seen, file in files.items()
-        }
-        pca = {seen: principal_components(part, blocks) for seen, part in unlabelled.items()}
-        del unlabelled
-        results = _baselines(tasks, blocks, network, Frozen(blocks, pca), effort)
-        results += _networks(tasks, blocks, network, trainings, effort)
-        with (folder / "results.jsonl").open("w", encoding="utf-8") as lines:
-            for result in results:
-                lines.write(json.dumps(asdict(result)) + "\n")
-        del blocks
+        results = _try_all(config.blocks, data, files, trainings, effort, folder)
         figures: Figures = {
             **machine(PACKAGES),
             "blocks": " ".join(config.blocks),
@@ -126,33 +112,48 @@ def _check(config: LearningConfig, effort: Effort) -> Effort:
     )
 
 
-def _read(
-    config: LearningConfig, data: Path, folder: Path, network: Vit3dConfig, effort: Effort
-) -> dict[str, Block]:
-    """Read the labelled blocks that are open, and no other's labels."""
+def _try_all(
+    names: Sequence[str],
+    data: Path,
+    files: Mapping[str, Path],
+    trainings: Sequence[Training],
+    effort: Effort,
+    folder: Path,
+) -> list[Result]:
+    """Let all contenders do all tasks, on the blocks that are open; no other's labels are read."""
+    network = network_of(settings_of(trainings[0].method, effort))
     blocks = {}
-    for name in config.blocks:
+    for name in names:
         say(f"reading block {name}")
-        brain = open_block(data, name, folder)
-        blocks[name] = read_block(brain, network, effort.candidates)
-    return blocks
+        blocks[name] = read_block(open_block(data, name, folder), network, effort.candidates)
+    tasks = make_tasks(blocks, labels=effort.labels, draws=effort.draws)
+    results = _baselines(tasks, blocks, network, files, effort)
+    results += _networks(tasks, blocks, network, trainings, effort)
+    with (folder / "results.jsonl").open("w", encoding="utf-8") as lines:
+        for result in results:
+            lines.write(json.dumps(asdict(result)) + "\n")
+    return results
 
 
 def _baselines(
     tasks: Sequence[Task],
     blocks: Mapping[str, Block],
     network: Vit3dConfig,
-    pca: Frozen,
+    files: Mapping[str, Path],
     effort: Effort,
 ) -> list[Result]:
     """Try out what is not a network."""
     say("baselines: principal components, radial forest, contrast, density")
+    components = {}
+    for seen, file in files.items():
+        unlabelled = unlabelled_cuboids(load_brains([file]), network, effort.unlabelled)
+        components[seen] = principal_components(unlabelled, blocks)
     rules = Rules(blocks, network.voxel_size_um)
     radial = {
         name: radial_means(block.cuboids, network.voxel_size_um) for name, block in blocks.items()
     }
     shells = Frozen(blocks, dict.fromkeys(SEEN, radial))
-    results = _probe("pca", pca, tasks, 0)
+    results = _probe("pca", Frozen(blocks, components), tasks, 0)
     for name, rule in (("contrast", rules.contrast), ("density", rules.density)):
         results += try_out(name, rule, tasks, blocks)
     for seed in range(effort.untrained_seeds):
@@ -171,30 +172,31 @@ def _networks(
     """Try out networks: frozen, and trained on with the labels of one's own brain."""
     few = [t for t in tasks if t.protocol == "own" and t.draw < effort.finetune_draws]
     results: list[Result] = []
-    for name, seed, load in _backbones(network, trainings, effort):
+    for name, seed, makers in _backbones(network, trainings, effort):
         say(f"{name}, seed {seed}: linear probe and k-NN")
-        features = {seen: embed_blocks(load(seen), blocks) for seen in SEEN}
+        made = {make: embed_blocks(make(), blocks) for make in dict.fromkeys(makers.values())}
+        features = {seen: made[make] for seen, make in makers.items()}
         results += _probe(name, Frozen(blocks, features), tasks, seed)
         if seed < effort.seeds:
             say(f"{name}, seed {seed}: fine-tuning, {len(few)} times")
-            tuned = Finetuned(blocks, load, effort.finetune_steps, seed)
+            tuned = Finetuned(blocks, makers, effort.finetune_steps, seed)
             results += try_out(name, tuned, few, blocks, seed=seed, way="_finetuned")
     return results
 
 
 def _backbones(
     network: Vit3dConfig, trainings: Sequence[Training], effort: Effort
-) -> Iterator[tuple[str, int, Callable[[str], Vit3d]]]:
-    """Give name, seed, and what loads a copy of the backbone that has seen a key of `SEEN`."""
+) -> Iterator[tuple[str, int, Mapping[str, Callable[[], Vit3d]]]]:
+    """Give name, seed, and what makes a fresh backbone that has seen a key of `SEEN`."""
     for seed in range(effort.untrained_seeds):
-        yield "untrained", seed, lambda _, seed=seed: build_backbone(network, seed)  # type: ignore[misc]
-    runs = {(t.method, t.config.seed, t.seen): t for t in trainings}
+        yield "untrained", seed, dict.fromkeys(SEEN, partial(build_backbone, network, seed))
+    runs = {(t.method, t.config.seed, t.seen): partial(_load, t.out) for t in trainings}
     for method, seed in dict.fromkeys((t.method, t.config.seed) for t in trainings):
+        yield method, seed, {seen: runs[method, seed, seen] for seen in SEEN}
 
-        def load(seen: str, method: str = method, seed: int = seed) -> Vit3d:
-            return load_backbone(str(runs[method, seed, seen].out))[0]
 
-        yield method, seed, load
+def _load(run: Path) -> Vit3d:
+    return load_backbone(str(run))[0]
 
 
 def _probe(name: str, frozen: Frozen, tasks: Sequence[Task], seed: int) -> list[Result]:

@@ -15,12 +15,12 @@ from cubeclf_core.checkpoint import load_checkpoint
 
 def test_printed_config_is_read_back(command, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    flags = ("a.zarr", "b.zarr", "--out", "r", "--method", "dino", "--dino.prototypes", "77")
+    flags = ("a.zarr", "b.zarr", "--out", "r", "--method", "dino", "--settings.prototypes", "77")
     printed = command("cubeclf-pretrain", *flags, "--print-config")
     assert printed.code == 0
     settings = yaml.safe_load(printed.out)
     assert settings["brains"] == ["a.zarr", "b.zarr"]
-    assert settings["dino"]["prototypes"] == 77
+    assert settings["settings"] == {"prototypes": 77}
     file.write_text(printed.out)
     again = command("cubeclf-pretrain", "--config", file, "--print-config")
     assert again.out == printed.out

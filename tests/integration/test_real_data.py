@@ -91,7 +91,7 @@ def test_masked_autoencoding_learns_on_serial_two_photon(
 def test_dino_learns_on_serial_two_photon(crop, real_data, tmp_path, succeed, report) -> None:
     run = tmp_path / "dino"
     small = ("--size", "nano", "--steps", 250, "--batch-size", 16, "--learning-rate", 1e-3)
-    head = ("--dino.prototypes", 512, "--dino.local-views", 2)
+    head = ("--settings.prototypes", 512, "--settings.local-views", 2)
     succeed("cubeclf-pretrain", crop, "--method", "dino", *small, *head, "--out", run)
     loss = np.mean([line["cross_entropy"] for line in log_of(run)[-3:]])
     ranks = json.loads((run / "metrics.json").read_text())

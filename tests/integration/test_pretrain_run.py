@@ -1,0 +1,137 @@
+"""What a pretraining run does beside learning: it watches itself, tells, stops, and exports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cubeclf_core.backbones import load_backbone
+from pretrain import fit
+from pretrain.presets import PRESETS
+
+SMALL = ("--size", "nano", "--batch-size", 4, "--memory-gb", 0.25, "--logger", "none")
+OFTEN = ("--log-every", 1, "--monitor-every", 3, "--checkpoint-every", 3)
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def config_of(command):
+    """Resolve a command line, without running it."""
+
+    def get(*words: object) -> dict[str, object]:
+        outcome = command("cubeclf-pretrain", "brain.zarr", "--out", "r", *words, "--print-config")
+        assert outcome.code == 0, outcome.err
+        return yaml.safe_load(outcome.out)
+
+    return get
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_flags_win_over_config_and_config_over_preset(name: str, config_of, tmp_path) -> None:
+    plain, preset = config_of(), config_of("--preset", name)
+    for key, value in preset.items():
+        assert value == {**PRESETS[name], "preset": name}.get(key, plain[key]), key
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({"steps": 11, "batch_size": 12, "preset": name}))
+    mixed = config_of("--config", file, "--batch-size", 24)
+    assert (mixed["steps"], mixed["batch_size"]) == (11, 24)
+    assert mixed["size"] == PRESETS[name]["size"]
+
+
+def test_printed_config_is_one_that_can_be_given(config_of, tmp_path) -> None:
+    nested = ("--settings.mask-ratio", 0.6, "--network.drop-path", 0.1, "--augment.warp", 0)
+    first = config_of("--preset", "laptop", *nested)
+    assert first["network"]["drop_path"] == 0.1
+    assert first["augment"]["warp"] == 0
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in first.items() if k not in ("brains", "out")}))
+    assert config_of("--config", file) == first
+
+
+def test_probe_measures_exports_and_tells(command, simulated, tmp_path) -> None:
+    brain, out = simulated(0), tmp_path / "run"
+    outcome = command(
+        *("cubeclf-pretrain", brain.volume, "--out", out, "--probe", brain.brains_file),
+        *("--steps", 4, *SMALL, *OFTEN),
+    )
+    assert outcome.code == 0, outcome.err
+    probed = [line for line in lines(out) if "probe_linear_auc" in line]
+    assert [line["step"] for line in probed] == [0, 3, 4]
+    assert all(0 <= line["probe_knn_auc"] <= 1 for line in probed)
+    assert {"rank_me", "mean_cosine", "shortcut_depth"} <= probed[0].keys()
+    for name in ("best_probe", "backbone"):
+        backbone, origin = load_backbone(str(out / "exported" / f"{name}.safetensors"))
+        assert origin["objective"] == "mae"
+        assert (out / "exported" / f"{name}.json").exists()
+        assert backbone.config.size == "nano"
+    card = (out / "exported" / "README.md").read_text()
+    assert "probe_linear_auc" in card or "linear" in card
+    assert "brain.ome" in card or "brain" in card
+    for picture in ("progress.png", "figures/reconstruction.png", "figures/tokens.png"):
+        assert (out / picture).stat().st_size > 5000, picture
+    assert any(line.startswith("probe     linear AUC") for line in outcome.lines)
+
+
+def test_a_cuboid_that_breaks_the_loss_is_named(command, simulated, tmp_path, monkeypatch) -> None:
+    right = fit.to_network
+    calls = []
+
+    def broken(batch, shape, device):
+        cuboids = right(batch, shape, device)
+        calls.append(batch)
+        if len(calls) == 3:
+            cuboids[2] = torch.inf
+        return cuboids
+
+    monkeypatch.setattr(fit, "to_network", broken)
+    out = tmp_path / "run"
+    outcome = command(
+        "cubeclf-pretrain", simulated(0).volume, "--out", out, "--steps", 6, *SMALL, *OFTEN
+    )
+    assert outcome.code == 1
+    origin = calls[2].origin[2].tolist()
+    assert "the loss of step 2 is nan, from 1 cuboids" in outcome.lines[-1]
+    assert f"brain brain at z y x {origin}" in outcome.lines[-1]
+    assert not (out / "exported" / "backbone.safetensors").exists()
+
+
+def test_accumulation_changes_nothing_but_rounding(command, simulated, tmp_path) -> None:
+    losses = []
+    for parts in (1, 2):
+        out = tmp_path / str(parts)
+        words = ("--out", out, "--steps", 4, "--accumulate", parts, *SMALL, *OFTEN)
+        assert command("cubeclf-pretrain", simulated(0).volume, *words).code == 0
+        losses.append([line["loss"] for line in lines(out) if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_finished_run_has_nothing_left_to_resume(command, simulated, tmp_path) -> None:
+    words = ("cubeclf-pretrain", simulated(0).volume, "--out", tmp_path / "run", "--steps", 2)
+    assert command(*words, *SMALL, *OFTEN).code == 0
+    before = (tmp_path / "run" / "exported" / "backbone.safetensors").read_bytes()
+    again = command(*words, *SMALL, *OFTEN, "--resume")
+    assert again.code == 0, again.err
+    after = (tmp_path / "run" / "exported" / "backbone.safetensors").read_bytes()
+    assert after[-1000:] == before[-1000:]
+
+
+@pytest.mark.slow
+def test_a_collapse_is_told_of_and_then_stops_the_run(command, simulated, tmp_path) -> None:
+    """A teacher that is so warm that it says the same of everything."""
+    out = tmp_path / "run"
+    warm = ("--settings.teacher-temperature", "[100, 100]", "--settings.prototypes", 64)
+    outcome = command(
+        *("cubeclf-pretrain", simulated(0).volume, "--out", out, "--method", "dino", *warm),
+        *("--settings.local-views", 0, "--steps", 200, *SMALL, "--log-every", 10),
+    )
+    assert outcome.code == 1, outcome.err
+    assert any(line.startswith("warning   ") for line in outcome.lines)
+    assert "uniform" in outcome.lines[-1]
+    assert "try" in outcome.lines[-1]
