@@ -35,9 +35,10 @@ def load_backbone(
     seed
         Of the random weights.
     config
-        What else a network from scratch or from 2D should be, instead of `channels`. If not given
-        it is the default, of the size that is named or that the 2D weights are of; what comes from
-        2D keeps its positions, so they are learned.
+        What else a network from scratch or from 2D should be, instead of `channels`; where 2D
+        weights have LayerScale or register tokens, it has them too. If not given it is the default,
+        of the size that is named or that the 2D weights are of; what comes from 2D keeps its
+        positions, so they are learned.
 
     Returns
     -------
@@ -67,7 +68,7 @@ def load_backbone(
             f"{name} is a pickle, which can run any code when read; expected .safetensors: "
             "convert it where you trust it"
         )
-    if holds_2d(path):
+    if is_2d(name):
         return _from_2d(name, read_2d(path), channels, config), {"backbone": name}
     header, tensors = load_checkpoint(path, "backbone")
     backbone = Vit3d(Vit3dConfig.from_dict(header.backbone))
@@ -76,6 +77,11 @@ def load_backbone(
     except RuntimeError as error:
         raise CheckpointError(f"{name} does not hold the weights its header tells of") from error
     return backbone.eval(), {"backbone": name, **header.training}
+
+
+def is_2d(name: str) -> bool:
+    """Tell whether `load_backbone` inflates what it gets by a name, rather than take it as it is."""
+    return name.startswith(_TIMM) or holds_2d(Path(name))
 
 
 def build_backbone(config: Vit3dConfig, seed: int) -> Vit3d:

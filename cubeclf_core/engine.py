@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision.amp import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CheckpointError, RunFailed
 
 _STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C; SLURM, before it takes a machine back
+T = TypeVar("T")
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
@@ -45,9 +47,10 @@ def make_fabric(precision: str, *, accelerator: str = "auto") -> Fabric:
         devices, nodes = launched, max(1, total // launched)
     else:
         devices, nodes = (tasks // nodes, nodes) if tasks > 1 else (1, 1)
+    cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     if precision == "auto":
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        precision = "bf16-mixed" if bf16 else "32-true"
+        precision = "bf16-mixed" if cuda and torch.cuda.is_bf16_supported() else "32-true"
+    mixed: list[Any] = [_KeepsCounts("bf16-mixed", "cuda" if cuda else "cpu")]
     # Buffers are the same on all ranks, as an objective moves them by what it gathered.
     strategy = DDPStrategy(broadcast_buffers=False) if devices * nodes > 1 else "auto"
     fabric = Fabric(
@@ -55,10 +58,18 @@ def make_fabric(precision: str, *, accelerator: str = "auto") -> Fabric:
         devices=devices,
         num_nodes=nodes,
         strategy=strategy,
-        precision=precision,  # type: ignore[arg-type]  # one of Fabric's literals
+        plugins=mixed if precision == "bf16-mixed" else None,
     )
     fabric.launch()
     return fabric
+
+
+class _KeepsCounts(MixedPrecision):
+    """Mixed precision for the networks alone: raw counts have more digits than bfloat16."""
+
+    def convert_input(self, data: Any) -> Any:
+        """Leave the input as it is."""
+        return data
 
 
 class StopRequest:
@@ -95,6 +106,34 @@ def raise_on_all(fabric: Fabric, error: Exception | None) -> None:
         error = found[0]
     if error is not None:
         raise error
+
+
+def on_rank_0(fabric: Fabric, do: Callable[[], T]) -> T | None:
+    """Do something on rank 0, and raise on all ranks what it raises there.
+
+    Returns
+    -------
+    object
+        What it returned, on rank 0.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    if fabric.is_global_zero:
+        try:
+            result = do()
+        except Exception as found:
+            error = found
+    raise_on_all(fabric, error)
+    return result
+
+
+def gather_objects(fabric: Fabric, mine: T) -> list[T]:
+    """What each rank has, by rank; all ranks have to call this together."""
+    if fabric.world_size == 1:
+        return [mine]
+    found: list[Any] = [None] * fabric.world_size
+    dist.all_gather_object(found, mine)
+    return found
 
 
 @contextmanager
@@ -176,6 +215,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     for name, tensor in tensors.items():
         if name.startswith(_OPTIMIZER):
             number, key = name.removeprefix(_OPTIMIZER).split(".")
-            state.setdefault(int(number), {})[key] = tensor
+            # A copy: the file is mapped, and no system likes a mapped file to be replaced.
+            state.setdefault(int(number), {})[key] = tensor.clone()
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     return header.training

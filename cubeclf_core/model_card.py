@@ -83,7 +83,7 @@ def model_card(
         "## Limits",
         _limits(backbone, names),
         "## Use",
-        f"```sh\ncubeclf-finetune BRAINS --backbone {weights} --out OUT\n```",
+        f"```sh\ncubeclf-finetune --backbone {weights} --brains LABELLED.yaml --out OUT\n```",
         "## Licence",
         "The owner of the data above decides on the licence of these weights.",
         "## Settings",

@@ -42,8 +42,9 @@ class RunFolder:
             remove(path)
             path.mkdir(parents=True)
             mark(path)
-            rerun = dataclasses.replace(config, overwrite=False)  # a rerun asks again
-            (path / "config.yaml").write_text(to_yaml(rerun), encoding="utf-8")
+            asked = {field.name for field in dataclasses.fields(config)} & {"overwrite", "resume"}
+            rerun = dataclasses.replace(config, **dict.fromkeys(asked, False))  # it asks again
+            self.write_text("config.yaml", to_yaml(rerun))
         name = "environment.json"
         if resume:  # it may be another machine: both are kept
             name = f"environment_{len(list(path.glob('environment*.json')))}.json"
@@ -60,12 +61,12 @@ class RunFolder:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
-    def trim(self, step: int) -> None:
-        """Cut ``metrics.jsonl`` off before a step: a resumed run takes it again.
+    def trim(self, name: str, step: int) -> None:
+        """Cut a file of JSON lines off before a step: a resumed run takes it again.
 
         The last line may be torn, when the run was killed as it was written.
         """
-        path = self.path / "metrics.jsonl"
+        path = self.path / name
         if not is_main_process() or not path.exists():
             return
         kept = []

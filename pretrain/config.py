@@ -177,10 +177,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         # A command line has hyphens and text where a YAML file has underscores and numbers.
-        read = {
-            name.replace("-", "_"): yaml.safe_load(value) if isinstance(value, str) else value
-            for name, value in self.settings.items()
-        }
+        read = {name.replace("-", "_"): _read(value) for name, value in self.settings.items()}
         object.__setattr__(self, "settings", read)
         require(bool(self.brains), "BRAINS", "empty", "at least one")
         at_least_one = ("steps", "batch_size", "log_every", "monitor_every", "checkpoint_every")
@@ -197,7 +194,7 @@ class PretrainConfig:
         for name in ("candidate_share", "warm_up"):
             value = getattr(self, name)
             require(0 <= value <= 1, _flag(name), value, "0 to 1")
-        require(self.seed >= 0, "--seed", self.seed, "0 or more")
+        require(0 <= self.seed < 2**32, "--seed", self.seed, "0 to 2³² - 1")
         require(
             self.method in OBJECTIVES, "--method", self.method, f"one of {', '.join(OBJECTIVES)}"
         )
@@ -212,6 +209,14 @@ class PretrainConfig:
         require(
             cut, "--accumulate", self.accumulate, f"a divisor of --batch-size {self.batch_size}"
         )
+
+
+def _read(value: Any) -> Any:
+    """Read a setting's text as YAML; what is none is left to the objective to refuse."""
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        return value
 
 
 def _flag(name: str) -> str:

@@ -10,27 +10,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from cubeclf_core.console import progress
 from cubeclf_core.draws import Draws
-from cubeclf_core.engine import StopRequest, raise_on_all, save_state, stop_on_signals
+from cubeclf_core.engine import (
+    StopRequest,
+    gather_objects,
+    on_rank_0,
+    raise_on_all,
+    save_state,
+    stop_on_signals,
+)
 from cubeclf_core.errors import RunFailed, Stopped
 from cubeclf_core.pretraining_plots import training_curves
 from cubeclf_core.runs import RunFolder
 from cubeclf_core.stream import Batch, CuboidStream
 from cubeclf_core.tracking import Tracker
+from cubeclf_core.vit import Vit3d
 from pretrain.batches import to_network
 from pretrain.config import PretrainConfig
-from pretrain.distributed import mean_over_ranks
+from pretrain.distributed import mean_over_ranks, sum_over_ranks
 from pretrain.monitors import Collapsed, Monitors
 from pretrain.objective import Objective
 from pretrain.schedules import learning_rate, weight_decay
 from pretrain.watch import Watch
 
 CHECKPOINT = "checkpoints/last.safetensors"
+_ADVICE = "the last checkpoint is kept; try a lower --learning-rate"
 _ASK_EVERY = 10  # steps between two questions to all ranks whether one was told to stop
 
 
@@ -48,15 +56,18 @@ class Fit:
     export: Callable[[Fit, str], None]
     trackers: Sequence[Tracker] = ()
     done: int = 0
-    listed: int = 0
+    listed: int = 0  # of the stream's faults
+    n_faults: int = 0  # over all resumes and ranks
     watch: Watch | None = None  # on rank 0
     seconds: float = 0.0  # of training, over all resumes
 
     def restore(self, told: Mapping[str, Any]) -> None:
         """Go on from the last checkpoint of the run's folder, given what it tells."""
         self.done, self.seconds = int(told["step"]), float(told["seconds"])
+        self.n_faults = int(told["n_faults"])
         self.monitors.restore(told["monitors"])
-        self.run.trim(self.done)
+        for name in ("metrics.jsonl", "faults.jsonl"):
+            self.run.trim(name, self.done)
 
     def train(self) -> None:
         """Take all steps that are left.
@@ -73,10 +84,12 @@ class Fit:
         config, rank, ranks = self.config, self.fabric.global_rank, self.fabric.world_size
         share = config.batch_size // ranks
         items = range(rank * share, (rank + 1) * share)
-        module: nn.Module = self.objective
-        if config.compile:
-            module = torch.compile(module)  # type: ignore[assignment]  # what it returns is one
-        model, optimizer = self.fabric.setup(module, self.optimizer)
+        self.objective.train()
+        if config.compile:  # the networks alone: augmentation and losses are of many shapes
+            for module in self.objective.modules():
+                if isinstance(module, Vit3d):
+                    module.compile()
+        model, optimizer = self.fabric.setup(self.objective, self.optimizer)
         start, waited, first, before = time.monotonic(), 0.0, self.done, self.seconds
         batches = _timed(self.stream.batches(first, config.steps))
         with (
@@ -94,8 +107,8 @@ class Fit:
                 if step % config.log_every == 0 or ended:
                     rate = (self.done - first) * config.batch_size / elapsed
                     told |= {"cuboids_per_s": rate, "wait_share": waited / elapsed}
-                    self.log(step, told | {"faults": len(self.stream.faults)})
-                    self.list_faults()
+                    self.list_faults(together=True)
+                    self.log(step, told | {"faults": self.n_faults})
                 if self.done % config.monitor_every == 0 or ended:
                     self._look()
                     self.draw()
@@ -144,10 +157,13 @@ class Fit:
         norm = self.fabric.clip_gradients(
             model, optimizer, max_norm=config.clip, error_if_nonfinite=False
         )
+        if norm is not None and not torch.isfinite(norm):
+            raise RunFailed(f"the gradient of step {step} is {float(norm)}; {_ADVICE}")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.objective.after_update(share)
-        told = {name: float(mean_over_ranks(value)) for name, value in sums.items()}
+        means = mean_over_ranks(torch.stack([value.float() for value in sums.values()])).tolist()
+        told = dict(zip(sums, means, strict=True))
         self._warn(self.monitors.check(step, told))
         return told | {
             "gradient_norm": float(norm) if norm is not None else math.nan,
@@ -158,17 +174,21 @@ class Fit:
     def _check_finite(
         self, loss: Tensor, per_cuboid: Tensor, step: int, batch: Batch, first: int
     ) -> None:
-        if torch.isfinite(loss):
+        """Stop on all ranks if the loss of any is not finite, and say where it came from."""
+        if sum_over_ranks((~torch.isfinite(loss.detach())).float()) == 0:
             return
         broken = (~torch.isfinite(per_cuboid)).nonzero().flatten().tolist()
-        what = f"the loss of step {step} is {float(loss.detach())}"
-        advice = "the last checkpoint is kept; try a lower --learning-rate"
-        if not broken or len(broken) == len(per_cuboid):
-            raise RunFailed(f"{what}, for every cuboid alike: {advice}")
-        row = first + broken[0]
-        brain = self.stream.brains[int(batch.brain[row])].name
-        where = f"brain {brain} at z y x {batch.origin[row].tolist()}"
-        raise RunFailed(f"{what}, from {len(broken)} cuboids, the first in {where}: {advice}")
+        where = ""
+        if len(broken) == len(per_cuboid):
+            where = ", for every cuboid alike"
+        elif broken:
+            row = first + broken[0]
+            brain = self.stream.brains[int(batch.brain[row])].name
+            at = f"brain {brain} at z y x {batch.origin[row].tolist()}"
+            where = f", from {len(broken)} cuboids, the first in {at}"
+        found = gather_objects(self.fabric, (float(loss.detach()), where))
+        value, where = next(each for each in found if not math.isfinite(each[0]))
+        raise RunFailed(f"the loss of step {step} is {value}{where}; {_ADVICE}")
 
     def device_name(self) -> str:
         """What the training runs on, for people."""
@@ -203,38 +223,53 @@ class Fit:
     def checkpoint(self) -> None:
         """Write what a resume needs; ranks together, rank 0 writes."""
         state = self.stream.state(self.done)
-        if self.fabric.world_size > 1:  # each rank knows of its own faults
-            states: list[Any] = [None] * self.fabric.world_size
-            dist.all_gather_object(states, state)
-            state["faults"] = [list(f) for f in {tuple(f) for s in states for f in s["faults"]}]
-        if self.fabric.is_global_zero:
+        attempts: dict[tuple[int, int], int] = {}  # each rank knows of its own faults
+        for rank in gather_objects(self.fabric, state["faults"]):
+            for epoch, entry, n in rank:
+                attempts[epoch, entry] = max(n, attempts.get((epoch, entry), 0))
+        state["faults"] = [[*key, n] for key, n in sorted(attempts.items())]
+
+        def write() -> None:
             assert self.watch is not None  # rank 0 has it
             told = {
                 "step": self.done,
                 "seconds": self.seconds,
                 "stream": state,
+                "n_faults": self.n_faults,
                 "monitors": self.monitors.state(),
+                "probe": str(self.config.probe),
                 "best_probe": self.watch.best_probe,
             }
             network = dataclasses.asdict(self.objective.exported.config)
             path = self.run.path / CHECKPOINT
             save_state(path, self.objective, self.optimizer, told, network)
 
-    def draw(self) -> None:
-        """Draw progress.png anew."""
+        on_rank_0(self.fabric, write)
+
+    def draw(self, name: str = "progress.png") -> None:
+        """Draw the curves anew."""
         metrics = self.run.path / "metrics.jsonl"
         if self.fabric.is_global_zero and metrics.exists():
-            path = self.run.save_figure("progress.png", training_curves(metrics))
+            path = self.run.save_figure(name, training_curves(metrics))
             for tracker in self.trackers:
                 tracker.figure(self.done, "progress", path)
 
-    def list_faults(self) -> None:
-        """Write down the regions that could not be read since the last time."""
-        for fault in self.stream.faults[self.listed :]:
+    def list_faults(self, *, together: bool = False) -> None:
+        """Write down the regions that could not be read since the last time.
+
+        Parameters
+        ----------
+        together
+            All ranks call this now: those of all are listed.
+        """
+        mine = self.stream.faults[self.listed :]
+        self.listed += len(mine)
+        ranks = gather_objects(self.fabric, mine) if together else [mine]
+        for fault in (fault for rank in ranks for fault in rank):
             where = f"{fault.brain} at z y x {list(fault.start)}"
             self.run.tell(f"fault     {where}, another region drawn instead: {fault.reason}")
-            self.run.append("faults.jsonl", dataclasses.asdict(fault))
-        self.listed = len(self.stream.faults)
+            self.run.append("faults.jsonl", {"step": self.done, **dataclasses.asdict(fault)})
+            self.n_faults += 1
 
 
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[float, Batch]]:

@@ -16,9 +16,9 @@ from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
 from cubeclf_core.brains import Brain, load_brains
 from cubeclf_core.cli import to_yaml
 from cubeclf_core.draws import Draws
-from cubeclf_core.engine import load_state, make_fabric
+from cubeclf_core.engine import load_state, make_fabric, on_rank_0
 from cubeclf_core.errors import InputError, RunFailed, VolumeError
-from cubeclf_core.files import check_output
+from cubeclf_core.files import check_output, remove
 from cubeclf_core.model_card import model_card
 from cubeclf_core.plots import tissue_map
 from cubeclf_core.runs import RunFolder
@@ -58,13 +58,12 @@ def pretrain(config: PretrainConfig) -> None:
     check_trackers(loggers)
     brains = load_brains(config.brains, voxel_size_um=config.voxel_size_um)
     resumed = config.resume and (config.out / CHECKPOINT).exists()
-    if fabric.is_global_zero:
-        _check_folder(config, brains, resumed=resumed)
-    fabric.barrier()  # the folder is looked at before it is made
+    on_rank_0(fabric, lambda: _check_folder(config, brains, resumed=resumed))
     backbone = _starting_backbone(config, brains)
     objective = build_objective(config, backbone)
     _check_batch(config, objective, fabric.world_size)
-    probe = _probe(config, backbone.config) if fabric.is_global_zero else None
+    probe = on_rank_0(fabric, lambda: _probe(config, backbone.config))
+    fabric.to_device(objective)  # before the optimiser, whose state goes where the weights are
     optimizer = _optimizer(config, objective)
     told = load_state(config.out / CHECKPOINT, objective, optimizer) if resumed else {}
     surveys, pictures = _look_over(brains, backbone.config.channels)
@@ -83,12 +82,7 @@ def pretrain(config: PretrainConfig) -> None:
         fit.restore(told)
     _introduce(fit, brains, surveys, pictures)
     try:
-        if fabric.is_global_zero:
-            fit.watch = Watch(stream, _starting_backbone(config, brains), probe)
-            fit.watch.best_probe = float(told.get("best_probe", -1.0))
-            at = fit.done if resumed else None
-            name = config.out.resolve().name
-            fit.trackers = open_trackers(loggers, config.out, asdict(config), name, resumed_at=at)
+        on_rank_0(fabric, lambda: _open_eyes(fit, probe, loggers, told))
         fit.train()
         _finish(fit)
     except VolumeError as error:  # valid input so far: it failed while running
@@ -97,6 +91,28 @@ def pretrain(config: PretrainConfig) -> None:
         fit.list_faults()
         for tracker in fit.trackers:
             tracker.close()
+
+
+def _open_eyes(
+    fit: Fit, probe: Probe | None, loggers: Sequence[str], told: Mapping[str, Any]
+) -> None:
+    """Give the run what looks at it: the watch over embeddings, and the trackers."""
+    config = fit.config
+    fit.watch = Watch(fit.stream, _starting_backbone(config, fit.stream.brains), probe)
+    if told.get("probe") == str(config.probe):
+        fit.watch.best_probe = float(told["best_probe"])
+    try:
+        fit.trackers = open_trackers(
+            loggers,
+            config.out,
+            asdict(config),
+            config.out.resolve().name,
+            resumed_at=fit.done if told else None,
+        )
+    except InputError:
+        if not told:  # nothing has begun: the mended command shall find no folder
+            remove(config.out)
+        raise
 
 
 def _check_batch(config: PretrainConfig, objective: Objective, n_ranks: int) -> None:
@@ -116,12 +132,15 @@ def _check_batch(config: PretrainConfig, objective: Objective, n_ranks: int) -> 
 
 def _check_folder(config: PretrainConfig, brains: Sequence[Brain], *, resumed: bool) -> None:
     """Raise unless OUT can be made anew, or is the run that is to go on."""
-    if not resumed:
-        inputs = [path for brain in brains for path in brain.paths]
-        begun = config.resume and config.out.exists()  # killed before its first checkpoint
-        check_output(config.out, overwrite=config.overwrite or begun, inputs=inputs)
+    inputs = [path for brain in brains for path in brain.paths]
+    written = config.out / "config.yaml"
+    begun = config.resume and written.exists() and not (config.out / "exported").exists()
+    if not resumed and not begun:
+        check_output(config.out, overwrite=config.overwrite, inputs=inputs)
         return
-    before = yaml.safe_load((config.out / "config.yaml").read_text(encoding="utf-8"))
+    if not resumed:  # killed before its first checkpoint: it is begun anew, if it is this very run
+        check_output(config.out, overwrite=True, inputs=inputs)
+    before = yaml.safe_load(written.read_text(encoding="utf-8"))
     now = yaml.safe_load(to_yaml(config))
     for name, value in now.items():
         if name not in _MAY_CHANGE and value != before.get(name):
@@ -253,14 +272,19 @@ def _finish(fit: Fit) -> None:
     found = {"trained": fit.watch.found, "untrained": fit.watch.untrained}
     run.write_json("metrics.json", found)
     _export(fit, "backbone")
-    objective.cpu().eval()
+    objective.eval()
+    sections: dict[str, Figure] = {}
     with torch.no_grad():
-        draws = Draws(fit.config.seed, fit.config.steps, range(6))
-        picture = objective.picture(fit.watch.cuboids[:6], draws)
-        brain, seen = fit.stream.brains[0], fit.stream.surveys[0]
-        sections = {"figures/tokens.png": token_components(objective.exported, brain.volume, seen)}
-    if picture:
-        sections["figures/reconstruction.png"] = picture
+        device = fit.fabric.device
+        draws = Draws(fit.config.seed, fit.config.steps, range(6), device)
+        if picture := objective.picture(fit.watch.cuboids[:6].to(device), draws):
+            sections["figures/reconstruction.png"] = picture
+        try:
+            brain, seen = fit.stream.brains[0], fit.stream.surveys[0]
+            tokens = token_components(objective.exported, brain.volume, seen)
+            sections["figures/tokens.png"] = tokens
+        except VolumeError as error:  # a damaged chunk there shall not cost the run
+            run.tell(f"warning   no picture of the tokens: {error}")
     for name, figure in sections.items():
         path = run.save_figure(name, figure)
         run.tell(f"picture   {path}")
@@ -293,6 +317,7 @@ def _export(fit: Fit, name: str) -> None:
     save_backbone(run.exported / f"{name}.safetensors", backbone, account)
     run.write_json(f"exported/{name}.json", dataclasses.asdict(backbone.config))
     assert fit.watch is not None  # only rank 0 exports
+    fit.draw("exported/progress.png")  # goes along where the folder is copied
     card = model_card(
         backbone,
         fit.stream.brains,
@@ -307,6 +332,6 @@ def _export(fit: Fit, name: str) -> None:
         },
         results=fit.watch.found,
         untrained=fit.watch.untrained,
-        pictures={"progress": "../progress.png"},
+        pictures={"progress": "progress.png"},
     )
     run.write_text(f"exported/{'README' if name == 'backbone' else name}.md", card)

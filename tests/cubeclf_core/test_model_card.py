@@ -36,7 +36,7 @@ def table(card: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in cells[2:]]
 
 
-def test_the_card_tells_what_it_was_given(backbone: Vit3d) -> None:
+def test_the_card_tells_what_it_was_given(backbone: Vit3d, command) -> None:
     card = model_card(
         backbone,
         [brain("mouse 1"), brain("mouse 2")],
@@ -45,7 +45,7 @@ def test_the_card_tells_what_it_was_given(backbone: Vit3d) -> None:
         training={"objective": "dino", "cuboids_seen": 128000, "wall_time_s": 3725.2},
         results={"rank_me": 61.23456, "probe_knn_auc": 0.91},
         untrained={"rank_me": 17.5},
-        pictures={"curves": "../progress.png"},
+        pictures={"curves": "progress.png"},
     )
     network = dict(table(card, "# backbone.safetensors"))
     assert network["parameters"] == f"{sum(p.numel() for p in backbone.parameters()):,}"
@@ -65,9 +65,13 @@ def test_the_card_tells_what_it_was_given(backbone: Vit3d) -> None:
         ["rank_me", "61.23", "17.5"],
         ["probe_knn_auc", "0.91", ""],
     ]
-    assert "![curves](../progress.png)" in card
+    assert "![curves](progress.png)" in card
     assert "The training used mouse 1, mouse 2." in card
-    assert "--backbone backbone.safetensors" in card
+    use = re.search(r"```sh\n(.*)\n```", card)
+    assert use
+    program, *flags = use[1].split()
+    assert command(program, *flags, "--print-config").code == 0
+    assert flags[:2] == ["--backbone", "backbone.safetensors"]
     fenced = re.search(r"```yaml\n(.*)\n```", card, re.DOTALL)
     assert fenced
     assert yaml.safe_load(fenced[1]) == yaml.safe_load(SETTINGS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import yaml
 
 from cubeclf_core.backbones import load_backbone
 from pretrain import fit
+from pretrain.mae import Mae
 from pretrain.presets import PRESETS
 
 SMALL = ("--size", "nano", "--batch-size", 4, "--memory-gb", 0.25, "--logger", "none")
@@ -135,3 +138,68 @@ def test_a_collapse_is_told_of_and_then_stops_the_run(command, simulated, tmp_pa
     assert any(line.startswith("warning   ") for line in outcome.lines)
     assert "uniform" in outcome.lines[-1]
     assert "try" in outcome.lines[-1]
+
+
+@pytest.mark.parametrize("method", ["mae", "dino", "dinov2"])
+def test_bfloat16_keeps_the_counts(method: str, command, simulated, tmp_path) -> None:
+    """Warped views too, which are interpolated from raw counts."""
+    losses = []
+    small = () if method == "mae" else ("--settings.prototypes", 64, "--settings.local-views", 1)
+    for precision in ("32-true", "bf16-mixed"):
+        out = tmp_path / precision
+        words = ("--out", out, "--steps", 2, "--precision", precision, "--method", method, *small)
+        outcome = command("cubeclf-pretrain", simulated(0).volume, *words, *SMALL, *OFTEN)
+        assert outcome.code == 0, outcome.err
+        losses.append([line["loss"] for line in lines(out) if "loss" in line])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_checkpoint(
+    command, simulated, tmp_path, monkeypatch
+) -> None:
+    before_update = Mae.before_update
+
+    def broken(self, progress: float) -> None:
+        before_update(self, progress)
+        if progress >= 0.5:
+            self.predict.bias.grad[0] = torch.inf
+
+    out = tmp_path / "run"
+    words = ("cubeclf-pretrain", simulated(0).volume, "--out", out, "--steps", 6, *SMALL, *OFTEN)
+    with monkeypatch.context() as patch:
+        patch.setattr(Mae, "before_update", broken)
+        outcome = command(*words)
+    assert outcome.code == 1
+    assert "the gradient of step 3 is " in outcome.lines[-1]
+    resumed = command(*words, "--resume")
+    assert resumed.code == 0, resumed.err
+
+
+def test_resume_never_takes_a_folder_that_is_not_this_run(command, simulated, tmp_path) -> None:
+    out = tmp_path / "run"
+    words = ("cubeclf-pretrain", simulated(0).volume, "--out", out, "--steps", 2, *SMALL, *OFTEN)
+    assert command(*words).code == 0
+    (out / "checkpoints" / "last.safetensors").unlink()  # to save space, say
+    weights = (out / "exported" / "backbone.safetensors").read_bytes()
+    outcome = command(*words, "--resume")
+    assert outcome.code == 2
+    assert "exists already" in outcome.lines[-1]
+    assert (out / "exported" / "backbone.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mae", "dino"])
+def test_compiled_networks_learn_the_same(method: str, simulated, tmp_path) -> None:
+    """In processes of their own, as the compiler does not know the types that tests check."""
+    losses = []
+    for compiled in ("--no-compile", "--compile"):
+        out = tmp_path / compiled
+        words = ("--out", out, "--steps", 2, "--method", method, *SMALL, *OFTEN, compiled)
+        command = Path(sysconfig.get_path("scripts")) / "cubeclf-pretrain"
+        done = subprocess.run(
+            [command, simulated(0).volume, *map(str, words)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        losses.append([line["loss"] for line in lines(out) if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
