@@ -80,7 +80,7 @@ def load_backbone(
 
 
 def is_2d(name: str) -> bool:
-    """Tell whether `load_backbone` inflates what it gets by a name, rather than take it as it is."""
+    """Tell whether `load_backbone` inflates what a name stands for."""
     return name.startswith(_TIMM) or holds_2d(Path(name))
 
 

@@ -113,6 +113,11 @@ class AugmentConfig:
     rescale
         Standardised channels are multiplied by a factor between e^-rescale and e^rescale, and
         shifted by up to rescale deviations.
+    surroundings
+        Share of the large views of self-distillation that get the surroundings of another cuboid,
+        so that what is compared is the object at the centre.
+    surroundings_um
+        Least and largest radius around the centre that stays.
     """
 
     flip: bool = True
@@ -127,9 +132,14 @@ class AugmentConfig:
     noise: float = 0.2
     drop_background: float = 0.2
     rescale: float = 0.1
+    surroundings: float = 0.0
+    surroundings_um: tuple[float, float] = (10.0, 22.0)
 
     def __post_init__(self) -> None:
-        for name in ("warp", "blur", "stripes", "drop_background"):
+        least, most_um = self.surroundings_um
+        ordered = 0 < least <= most_um
+        require(ordered, "augment.surroundings_um", self.surroundings_um, "two radii, in order")
+        for name in ("warp", "blur", "stripes", "drop_background", "surroundings"):
             share = getattr(self, name)
             require(0 <= share <= 1, f"augment.{name}", share, "0 to 1")
         for name, most in (

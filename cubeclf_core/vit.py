@@ -223,8 +223,10 @@ class Vit3d(VisionTransformer):
         """Encode whole cuboids and pool their tokens; see `pool_tokens`. Shape (b, 3 × width)."""
         return self.pool_tokens(self(x))
 
-    def pool_tokens(self, tokens: Float[Tensor, "b token width"]) -> Float[Tensor, "b feature"]:
-        """Pool the tokens of whole cuboids: mean, mean of the inner ones, centre.
+    def pool_tokens(
+        self, tokens: Float[Tensor, "b token width"], grid: Shape3 | None = None
+    ) -> Float[Tensor, "b feature"]:
+        """Pool the tokens of cuboids: mean, mean of the inner ones, centre.
 
         How tokens are pooled matters as much as their weights when the object in question sits at
         the centre and fills a small part of the cuboid.
@@ -233,15 +235,18 @@ class Vit3d(VisionTransformer):
         ----------
         tokens
             What `forward` returned: the class token, which is left out, and all patch tokens.
+        grid
+            Patches along z y x, if it is not a whole cuboid.
 
         Returns
         -------
         Tensor
             Shape (b, 3 × width).
         """
-        tokens = tokens[:, 1:].unflatten(1, self.config.grid)
-        inner = tokens[(slice(None), *(_middle(n, 3 if n % 2 else 2) for n in self.config.grid))]
-        centre = tokens[(slice(None), *(_middle(n, 1 if n % 2 else 2) for n in self.config.grid))]
+        grid = grid or self.config.grid
+        tokens = tokens[:, 1:].unflatten(1, grid)
+        inner = tokens[(slice(None), *(_middle(n, 3 if n % 2 else 2) for n in grid))]
+        centre = tokens[(slice(None), *(_middle(n, 1 if n % 2 else 2) for n in grid))]
         return torch.cat([part.mean(dim=(1, 2, 3)) for part in (tokens, inner, centre)], dim=1)
 
     def positions(self, grid: tuple[int, ...]) -> Float[Tensor, "1 token width"]:

@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ from cubeclf_core.axes import Shape3
 from cubeclf_core.config import AugmentConfig
 from cubeclf_core.draws import Draws
 from cubeclf_core.errors import require
+from cubeclf_core.normalise import standardise
+from cubeclf_core.surroundings import swap_surroundings
 from cubeclf_core.vit import Vit3d
 from pretrain.distributed import mean_over_ranks
 from pretrain.masks import draw_mask, visible_tokens
@@ -41,7 +44,7 @@ from pretrain.self_distillation import (
 from pretrain.views import make_view
 
 _GLOBAL_VIEWS = 2
-_HIDING = 1 << 10  # apart from what the views draw
+_HIDING, _SWAPPING = 1 << 10, 1 << 11  # apart from what the views draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,9 @@ class DinoSettings:
     student_keep
         Share of the patches of a global view that the student sees; fewer make a cheaper step, as
         in masked siamese networks (arXiv:2204.07141).
+    features
+        What goes to the head. class: the class token, as the paper has it. pooled: what a
+        classifier is later built on, see `Vit3d.pool_tokens`.
     """
 
     prototypes: int = 2048
@@ -83,6 +89,7 @@ class DinoSettings:
     koleo_weight: float = 0.1
     freeze_last_layer: float = 0.05
     student_keep: float = 1.0
+    features: Literal["class", "pooled"] = "class"
 
     def __post_init__(self) -> None:
         self.check("prototypes", self.prototypes >= 2, "at least 2")
@@ -92,6 +99,8 @@ class DinoSettings:
         self.check("teacher_temperature", min(self.teacher_temperature) > 0, "above 0")
         self.check("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
         self.check("koleo_weight", self.koleo_weight >= 0, "0 or more")
+        whole = self.features == "class" or self.student_keep == 1
+        self.check("student_keep", whole, "1 where features are pooled")
         self.check("student_keep", 0 < self.student_keep <= 1, "above 0, and 1 at most")
         for share in ("temperature_warm_up", "freeze_last_layer"):
             self.check(share, 0 <= getattr(self, share) <= 1, "0 to 1")
@@ -119,11 +128,14 @@ class Dino(Objective):
         self._local_shape = _product(local, config.patch_shape)
         self.canvas_shape = _sum(config.cuboid_shape, settings.canvas_margin)
         self.backbone = backbone
-        self.head = projection_head(width, settings.prototypes)
+        features = width if settings.features == "class" else backbone.embedding_width
+        self.head = projection_head(features, settings.prototypes)
         self.teacher = copy.deepcopy(backbone).requires_grad_(False)
-        self.teacher_head = copy_head(self.head, width, settings.prototypes).requires_grad_(False)
+        self.teacher_head = copy_head(self.head, features, settings.prototypes)
+        self.teacher_head.requires_grad_(False)
         self.centre = MovingMean(torch.zeros(settings.prototypes))
-        self.feature_centre = MovingMean(tokens_of_noise(self.teacher)[0])
+        noise = tokens_of_noise(self.teacher)[None]
+        self.feature_centre = MovingMean(self._features(noise, config.grid)[0])
 
     @property
     def exported(self) -> Vit3d:
@@ -156,9 +168,8 @@ class Dino(Objective):
             ]
             keep = visible_tokens(torch.cat(hidden), kept)
         with torch.no_grad():
-            taught = self.teacher(views)[:, 0]
-        learned = self.backbone(views, keep)[:, 0]
-        return self._class_loss(taught, learned, local, progress)
+            taught = self.teacher(views)
+        return self._view_loss(taught, self.backbone(views, keep), local, progress)
 
     def before_update(self, progress: float) -> None:
         """Hold the last layer of the heads at the start."""
@@ -188,42 +199,65 @@ class Dino(Objective):
         """Cut global and local views; of each kind, the first view's batch comes first."""
         config = self.backbone.config
 
-        def cut(shape: Shape3, views: Sequence[int]) -> Tensor:
-            drawn = [
-                make_view(cuboids, shape, draws.fork(view), self._augment, config.voxel_size_um)
-                for view in views
-            ]
-            return torch.cat(drawn)
+        def cut(shape: Shape3, views: Sequence[int]) -> list[Tensor]:
+            size = config.voxel_size_um
+            return [make_view(cuboids, shape, draws.fork(v), self._augment, size) for v in views]
 
+        large = cut(config.cuboid_shape, range(_GLOBAL_VIEWS))
+        if self._augment.surroundings:
+            large = [
+                standardise(
+                    swap_surroundings(
+                        view,
+                        draws.fork(_SWAPPING + i),
+                        probability=self._augment.surroundings,
+                        radius_um=self._augment.surroundings_um,
+                        voxel_size_um=config.voxel_size_um,
+                    )
+                )
+                for i, view in enumerate(large)
+            ]
         local = range(_GLOBAL_VIEWS, _GLOBAL_VIEWS + self._settings.local_views)
-        views = cut(config.cuboid_shape, range(_GLOBAL_VIEWS))
-        return views, cut(self._local_shape, local) if local else None
+        views = torch.cat(large)
+        return views, torch.cat(cut(self._local_shape, local)) if local else None
 
     def _hiding(self, draws: Draws) -> list[Draws]:
         """Draws for what is hidden of each global view."""
         return [draws.fork(_HIDING + view) for view in range(_GLOBAL_VIEWS)]
 
-    def _class_loss(
+    def _features(
+        self, tokens: Float[Tensor, "n token width"], grid: Shape3
+    ) -> Float[Tensor, "n feature"]:
+        """What of a view's tokens goes to the head."""
+        if self._settings.features == "class":
+            return tokens[:, 0]
+        return self.backbone.pool_tokens(tokens, grid)
+
+    def _view_loss(
         self,
-        taught: Float[Tensor, "view_b width"],
-        learned: Float[Tensor, "view_b width"],
+        taught: Float[Tensor, "view_b token width"],
+        learned: Float[Tensor, "view_b kept width"],
         local: Float[Tensor, "local_b c z y x"] | None,
         progress: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compare what teacher and student make of class tokens, the local views' among them."""
-        temperature = self._temperature(progress)
+        """Compare what teacher and student say of views, the local ones among them."""
+        temperature, grid = self._temperature(progress), self.backbone.config.grid
         with torch.no_grad():
-            self.feature_centre.add(taught)
-            logits = self.teacher_head(self._centred(taught, self.feature_centre)).float()
+            known = self._features(taught, grid)
+            self.feature_centre.add(known)
+            logits = self.teacher_head(self._centred(known, self.feature_centre)).float()
             self.centre.add(logits)
             targets = self._targets(logits, self.centre, temperature)
             marginal = mean_over_ranks(targets.mean(0))
             entropy = torch.special.entr(targets).sum(-1).mean()
-        tokens = learned if local is None else torch.cat([learned, self.backbone(local)[:, 0]])
-        said = self.head(self._centred(tokens, self.feature_centre)).float()
+        features = seen = self._features(learned, grid)
+        if local is not None:
+            parts = self._features(self.backbone(local), self._settings.local_patches)
+            features = torch.cat([seen, parts])
+        said = self.head(self._centred(features, self.feature_centre)).float()
         b = len(learned) // _GLOBAL_VIEWS
         cross = view_cross_entropy(targets.unflatten(0, (-1, b)), said.unflatten(0, (-1, b)))
-        apart = torch.stack([koleo(view) for view in learned.split(b)]).mean()
+        apart = torch.stack([koleo(view) for view in seen.split(b)]).mean()
         loss = cross.mean() + self._settings.koleo_weight * apart
         cross = cross.detach()
         told = {

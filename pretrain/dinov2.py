@@ -95,7 +95,7 @@ class DinoV2(Dino):
         with torch.no_grad():
             taught = self.teacher(views)
         learned = self.backbone(views, masked=hidden, mask_token=self.mask_token)
-        loss, told = self._class_loss(taught[:, 0], learned[:, 0], local, progress)
+        loss, told = self._view_loss(taught, learned, local, progress)
         ibot = self._patch_loss(taught[:, 1:], learned[:, 1:], hidden, progress)
         weight = self._settings.ibot_weight
         told["per_cuboid"] = told["per_cuboid"] + weight * ibot.detach()

@@ -120,15 +120,16 @@ class Fit:
                 advance(note=f"loss {told['loss']:.4f}")
 
     def _leave(self, stop: StopRequest) -> None:
-        """Write a checkpoint, and raise what ends the run."""
+        """Write a checkpoint, and raise what ends the run; all ranks do so together."""
         self.checkpoint()
+        signals = gather_objects(self.fabric, stop.signal)
+        asked = next(signal for signal in signals if signal is not None)
         how = f"after step {self.done - 1}; the same command with --resume goes on"
-        if stop.signal == "SIGINT":
-            if self.watch is not None:
-                self.export(self, "backbone")
+        if asked == "SIGINT":
+            on_rank_0(self.fabric, lambda: self.export(self, "backbone"))
             self.run.tell(f"stopped   {how}")
             raise KeyboardInterrupt
-        raise Stopped(f"stopped by {stop.signal or 'another process'} {how}")
+        raise Stopped(f"stopped by {asked} {how}")
 
     def _step(
         self, model: Any, optimizer: Any, step: int, batch: Batch, items: range

@@ -6,7 +6,9 @@ thing for all cuboids, its entropy is 0 and the loss goes there too. Any objecti
 third: *features* that no longer tell cuboids apart, whatever the loss says.
 
 Nothing is judged in the warm-up, and one odd batch is no collapse: what is judged is the median of
-the last checks, and it has to be bad for a while. All that is remembered is in `Monitors.state`.
+the last checks, and it has to be bad for a while. A run is always warned at one step before it is
+stopped at a later one, and its last step is never taken from it. All that is remembered is in
+`Monitors.state`.
 """
 
 from __future__ import annotations
@@ -74,8 +76,8 @@ class Monitors:
     enabled
         Without, nothing is ever found.
     patience
-        Steps that a collapse has to last before it is told of; three times as many stop the run. By
-        default a twentieth of the training, 20 to 1000.
+        Steps that a collapse has to last before it is told of; three times as many stop the run,
+        where it was told of before. By default a twentieth of the training, 20 to 1000.
     warm_up
         Steps at the start that are not judged. By default a tenth of the training, at least 50.
     """
@@ -93,9 +95,10 @@ class Monitors:
         usual = max(round(_WARM_UP * total_steps), _LEAST_WARM_UP)
         self.warm_up = usual if warm_up is None else warm_up
         self.enabled = enabled
+        self._last = total_steps - 1
         self._recent: list[list[float]] = []
         self._since: dict[str, int] = {}
-        self._warned: list[str] = []
+        self._warned: dict[str, int] = {}  # at which step
 
     def check(self, step: int, told: Mapping[str, float]) -> list[str]:
         """Judge what an objective tells of a step.
@@ -113,12 +116,13 @@ class Monitors:
         Returns
         -------
         list of str
-            Warnings, mostly none; a collapse that goes on is told of once.
+            Warnings, mostly none, a line each; a collapse that goes on is told of once, and again
+            where only the last step keeps it from stopping the run.
 
         Raises
         ------
         Collapsed
-            If it has gone on for too long.
+            If it has gone on for too long and was told of at an earlier step; not at the last step.
         """
         if not self.enabled or not {*_TOLD, "uniform"} <= told.keys():
             return []
@@ -146,7 +150,7 @@ class Monitors:
         Parameters
         ----------
         step
-            From 0.
+            From 0; the number of all steps after the last.
         health
             What `cubeclf_core.metrics.embedding_health` says of them.
         untrained
@@ -161,7 +165,7 @@ class Monitors:
         Raises
         ------
         Collapsed
-            If a collapse has gone on for too long.
+            As `check` does.
         """
         if not self.enabled:
             return []
@@ -178,30 +182,35 @@ class Monitors:
         return {
             "recent": [list(values) for values in self._recent],
             "since": dict(self._since),
-            "warned": list(self._warned),
+            "warned": dict(self._warned),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._recent = [list(values) for values in state["recent"]]
         self._since = dict(state["since"])
-        self._warned = list(state["warned"])
+        self._warned = dict(state["warned"])
 
     def _follow(self, kind: str, step: int, bad: bool, seen: str) -> list[str]:
         """Count how long a kind of collapse has been seen; warn once, and stop in the end."""
         if step < self.warm_up or not bad:
             self._since.pop(kind, None)
-            if kind in self._warned:
-                self._warned.remove(kind)
+            self._warned.pop(kind, None)
             return []
         lasted = step - self._since.setdefault(kind, step)
-        found = f"step {step}: {_KINDS[kind].meaning}, for {lasted} steps: {seen}"
-        if lasted >= _STOP * self.patience:
-            raise Collapsed(f"stopped at {found}; {_KINDS[kind].advice}")
-        if lasted < self.patience or kind in self._warned:
+        if lasted < self.patience:
             return []
-        self._warned.append(kind)
-        return [f"warning   {found}; {_KINDS[kind].advice}"]
+        told = f"step {step}: {_KINDS[kind].meaning}, for {lasted} steps: {seen}"
+        told += f"; {_KINDS[kind].advice}"
+        if kind not in self._warned:
+            self._warned[kind] = step
+            return [told]
+        # A resumed run looks again at the step it resumes from: it was no warning to itself.
+        if lasted < _STOP * self.patience or step == self._warned[kind]:
+            return []
+        if step < self._last:
+            raise Collapsed(f"stopped at {told}")
+        return [told]
 
 
 def _spread(health: Mapping[str, float]) -> dict[str, float]:

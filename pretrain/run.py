@@ -12,7 +12,7 @@ import yaml
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 
-from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
+from cubeclf_core.backbones import save_backbone
 from cubeclf_core.brains import Brain, load_brains
 from cubeclf_core.cli import to_yaml
 from cubeclf_core.draws import Draws
@@ -33,6 +33,7 @@ from pretrain.objective import Objective
 from pretrain.objectives import load_objective, make_settings
 from pretrain.pictures import token_components
 from pretrain.probes import Probe
+from pretrain.starting import starting_backbone
 from pretrain.watch import Watch
 
 _MAY_CHANGE = {  # from the run that is resumed; none of these changes what is learned
@@ -59,7 +60,7 @@ def pretrain(config: PretrainConfig) -> None:
     brains = load_brains(config.brains, voxel_size_um=config.voxel_size_um)
     resumed = config.resume and (config.out / CHECKPOINT).exists()
     on_rank_0(fabric, lambda: _check_folder(config, brains, resumed=resumed))
-    backbone = _starting_backbone(config, brains)
+    backbone = starting_backbone(config, _channels(config, brains))
     objective = build_objective(config, backbone)
     _check_batch(config, objective, fabric.world_size)
     probe = on_rank_0(fabric, lambda: _probe(config, backbone.config))
@@ -98,7 +99,8 @@ def _open_eyes(
 ) -> None:
     """Give the run what looks at it: the watch over embeddings, and the trackers."""
     config = fit.config
-    fit.watch = Watch(fit.stream, _starting_backbone(config, fit.stream.brains), probe)
+    untrained = starting_backbone(config, fit.stream.n_channels)
+    fit.watch = Watch(fit.stream, untrained, probe)
     if told.get("probe") == str(config.probe):
         fit.watch.best_probe = float(told["best_probe"])
     try:
@@ -149,22 +151,6 @@ def _check_folder(config: PretrainConfig, brains: Sequence[Brain], *, resumed: b
                 f"{flag} is {value}, but the run in {config.out} began with {before.get(name)}; "
                 "resume with the settings it began with, or choose another --out"
             )
-
-
-def _starting_backbone(config: PretrainConfig, brains: Sequence[Brain]) -> Vit3d:
-    network = Vit3dConfig(
-        size=config.size, channels=_channels(config, brains), **asdict(config.network)
-    )
-    if config.init is None:
-        return build_backbone(network, config.seed)
-    backbone, _ = load_backbone(config.init, channels=network.channels, seed=config.seed)
-    if backbone.config != network:
-        ours, wanted = asdict(backbone.config), asdict(network)
-        name = next(name for name in ours if ours[name] != wanted[name])
-        raise InputError(
-            f"--init {config.init} has {name} {ours[name]}, but the settings ask for {wanted[name]}"
-        )
-    return backbone
 
 
 def _channels(config: PretrainConfig, brains: Sequence[Brain]) -> int:

@@ -29,7 +29,8 @@ def backbone() -> Vit3d:
 
 def table(card: str, heading: str) -> list[list[str]]:
     """Rows below the header of the first table after a heading."""
-    rows = re.search(r"((?:^\|.*\|\n)+)", card[card.index(heading) :], re.MULTILINE)
+    _, _, below = f"\n{card}".partition(f"\n{heading}\n")  # a brain may be named like one
+    rows = re.search(r"((?:^\|.*\|\n)+)", below, re.MULTILINE)
     assert rows
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in rows[1].splitlines()]
     assert len({len(row) for row in cells}) == 1  # else Markdown shows no table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -178,7 +178,7 @@ def test_collapses_are_told_from_what_is_none(teacher: str) -> None:
     found = judged(Monitors(1000), [teacher] * 1000)
     collapse = teacher in ("uniform", "point")
     assert [line.partition(":")[0] for line in found] == (
-        ["warning   step 150", "stopped at step 250"] if collapse else []
+        ["step 150", "stopped at step 250"] if collapse else []
     )
     assert all(f"{teacher} collapse" in line for line in found)
 
@@ -194,7 +194,20 @@ def test_a_collapse_that_heals_is_told_of_again_when_it_comes_back() -> None:
     for_a_while = ["uniform"] * 70 + ["healthy"] * 20
     found = judged(Monitors(1000, patience=50), ["healthy"] * 100 + for_a_while * 3)
     assert len(found) == 3
-    assert all(line.startswith("warning") for line in found)
+    assert all(line.startswith("step ") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("begin", "expected"),
+    [
+        (846, ["step 898", "stopped at step 998"]),
+        (847, ["step 899", "step 999"]),  # where it would have been stopped
+        (848, ["step 900"]),
+    ],
+)
+def test_a_run_is_not_stopped_at_its_last_step(begin: int, expected: list[str]) -> None:
+    found = judged(Monitors(1000), ["healthy"] * begin + ["point"] * (1000 - begin))
+    assert [line.partition(":")[0] for line in found] == expected
 
 
 def test_warm_up_and_patience_follow_the_length_of_a_run() -> None:
@@ -207,8 +220,7 @@ def test_warm_up_and_patience_follow_the_length_of_a_run() -> None:
 def test_monitors_that_are_off_find_nothing() -> None:
     monitors = Monitors(1000, enabled=False)
     assert judged(monitors, ["point"] * 1000) == []
-    same = {"mean_cosine": 1.0, "feature_deviation": 0.0, "rank_me": 1.0}
-    assert monitors.check_embeddings(999, same, HEALTHY) == []
+    assert looked(monitors, range(1000)) == []
 
 
 HEALTHY = {"mean_cosine": 0.77, "feature_deviation": 0.38, "rank_me": 54.0}
@@ -236,6 +248,59 @@ def test_features_are_judged_against_the_untrained_network() -> None:
     monitors = Monitors(1000)
     for step in range(1000):
         assert monitors.check_embeddings(step, alike, alike) == []
+
+
+SAME = {"mean_cosine": 1.0, "feature_deviation": 0.0, "rank_me": 1.0}
+
+
+def looked(monitors: Monitors, steps: Sequence[int]) -> list[str]:
+    """What looks at embeddings that are all the same find, until the run is stopped."""
+    found = []
+    for step in steps:
+        try:
+            found += monitors.check_embeddings(step, SAME, HEALTHY)
+        except Collapsed as stopped:
+            return [*found, str(stopped)]
+    return found
+
+
+@given(st.integers(1, 400), st.integers(200, 3000))
+def test_a_run_is_warned_before_it_is_stopped_and_never_stopped_at_its_end(
+    every: int, steps: int
+) -> None:
+    """Looks may be much further apart than the patience."""
+    looks = [*range(0, steps, every), steps]
+    found = looked(Monitors(steps, patience=25, warm_up=50), looks)
+    warned = [line for line in found if line.startswith("step ")]
+    stopped = [line for line in found if line.startswith("stopped at step ")]
+    assert len(stopped) <= 1
+    assert found == [*warned, *stopped]
+    assert stopped == [] or len(warned) == 1
+    assert all(f"at step {look}:" not in line for line in stopped for look in looks[-1:])
+    begun = [look for look in looks if look >= 50]
+    if begun[-1] - begun[0] >= 25:
+        assert warned
+
+
+def test_looks_that_are_far_apart_warn_at_the_second_and_stop_at_the_third() -> None:
+    found = looked(Monitors(2000, patience=25, warm_up=50), range(0, 2001, 250))
+    assert [line.partition(":")[0] for line in found] == ["step 500", "stopped at step 750"]
+
+
+def test_the_last_look_warns_of_what_would_have_stopped_the_run() -> None:
+    monitors = Monitors(750, patience=25, warm_up=50)
+    found = looked(monitors, [250, 500, 750])
+    assert [line.partition(":")[0] for line in found] == ["step 500", "step 750"]
+    assert looked(Monitors(500, patience=25, warm_up=50), [250, 500])[0].startswith("step 500")
+
+
+def test_a_resumed_run_that_looks_again_is_judged_as_one_that_never_stopped() -> None:
+    whole = looked(Monitors(2000, patience=25, warm_up=50), range(0, 2001, 250))
+    for at in (250, 500):
+        first, second = (Monitors(2000, patience=25, warm_up=50) for _ in range(2))
+        found = looked(first, range(0, at + 1, 250))
+        second.restore(json.loads(json.dumps(first.state())))
+        assert found + looked(second, range(at, 2001, 250)) == whole
 
 
 @given(

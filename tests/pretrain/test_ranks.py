@@ -18,6 +18,7 @@ from pretrain.objectives import OBJECTIVES
 CASES = {
     **{name: (name, {}) for name in OBJECTIVES},
     "sinkhorn": ("dinov2", {"centring": "sinkhorn"}),
+    "pooled": ("dino", {"features": "pooled"}),
 }
 BATCH, STEPS = 8, 3
 
@@ -25,7 +26,8 @@ BATCH, STEPS = 8, 3
 def train(objective, counts, case: str, rank: int, ranks: int) -> tuple[list[float], dict]:
     """Take steps with a rank's share of the batch; the losses, and the state at the end."""
     name, settings = CASES[case]
-    model = objective(name, augment=AugmentConfig(drop_background=0.5), **settings)
+    augment = AugmentConfig(drop_background=0.5, surroundings=0.5)
+    model = objective(name, augment=augment, **settings)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, 0.05, momentum=0.9)
     share = BATCH // ranks

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cyclopts import App
+import yaml
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from cubeclf_core.backbones import build_backbone, save_backbone
+from cubeclf_core.cli import to_yaml
 from cubeclf_core.errors import InputError
 from cubeclf_core.inflate import inflate
 from cubeclf_core.vit import Vit3d, Vit3dConfig
@@ -39,24 +40,6 @@ def image_weights(path: Path, **settings: Any) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    """A backbone of ours that is unlike the default in all that can be set."""
-    unlike = Vit3dConfig(
-        size="nano",
-        channels=1,
-        cuboid_shape=(20, 50, 50),
-        voxel_size_um=(5.0, 2.0, 2.0),
-        patch_um=(10.0, 20.0, 20.0),
-        positions="learned",
-        register_tokens=2,
-        layer_scale=1e-5,
-        drop_path=0.3,
-    )
-    save_backbone(tmp_path / "ours.safetensors", build_backbone(unlike, 7), {"steps": 1})
-    return tmp_path / "ours.safetensors"
-
-
 UNLIKE: dict[str, Any] = {
     "voxel_size_um": (5.0, 2.0, 2.0),
     "patch_um": (10.0, 20.0, 20.0),
@@ -64,6 +47,30 @@ UNLIKE: dict[str, Any] = {
     "register_tokens": 2,
     "layer_scale": 1e-5,
 }
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A backbone of ours that is unlike the default in all that can be set."""
+    unlike = Vit3dConfig(size="nano", channels=1, drop_path=0.3, **UNLIKE)
+    save_backbone(tmp_path / "ours.safetensors", build_backbone(unlike, 7), {"steps": 1})
+    return tmp_path / "ours.safetensors"
+
+
+@pytest.fixture
+def typed(command, tmp_path: Path) -> Callable[[PretrainConfig, str], PretrainConfig]:
+    """Further flags after a command with some settings, as the command reads them."""
+
+    def read(wrong: PretrainConfig, flags: str) -> PretrainConfig:
+        file = tmp_path / "wrong.yaml"
+        file.write_text(to_yaml(wrong))
+        done = command("cubeclf-pretrain", "--config", file, *flags.split(), "--print-config")
+        printed = yaml.safe_load(done.out)
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in printed["network"].items()}
+        network = NetworkConfig(**values)
+        return dataclasses.replace(wrong, size=printed["size"], network=network)
+
+    return read
 
 
 def same_weights(a: Vit3d, b: Vit3d) -> bool:
@@ -123,7 +130,8 @@ def test_our_own_weights_go_on_with_the_drop_path_of_the_settings(saved: Path, r
     # Gains of 1e-5 hide the branches; without them dropped branches show.
     with torch.no_grad():
         for block in network.blocks:
-            block.ls1.gamma.fill_(1), block.ls2.gamma.fill_(1)
+            for gain in (block.ls1.gamma, block.ls2.gamma):
+                gain.fill_(1.0)
         same = torch.equal(network(x), network(x))
     assert same == (rate == 0)
 
@@ -143,7 +151,7 @@ def test_our_own_weights_go_on_with_the_drop_path_of_the_settings(saved: Path, r
     ],
 )
 def test_what_is_unlike_our_own_weights_is_named_and_mended_by_what_the_error_says(
-    saved: Path, change: dict[str, Any], says: str
+    saved: Path, typed, change: dict[str, Any], says: str
 ) -> None:
     """The advice is typed as it stands."""
     wrong = config(saved, **{**UNLIKE, **change})
@@ -154,34 +162,13 @@ def test_what_is_unlike_our_own_weights_is_named_and_mended_by_what_the_error_sa
     assert starting_backbone(typed(wrong, flags), channels=1).config.positions == "learned"
 
 
-def test_a_network_without_gains_is_asked_for_by_none(tmp_path: Path) -> None:
+def test_a_network_without_gains_is_asked_for_by_none(tmp_path: Path, typed) -> None:
     save_backbone(tmp_path / "plain.safetensors", build_backbone(Vit3dConfig(size="nano"), 0), {})
     wrong = config(tmp_path / "plain.safetensors", layer_scale=0.1)
-    with pytest.raises(InputError, match="; add --network.layer-scale none$"):
+    with pytest.raises(InputError, match=r"; add --network.layer-scale none$"):
         starting_backbone(wrong, channels=2)
     right = typed(wrong, "--network.layer-scale none")
     assert starting_backbone(right, channels=2).config.layer_scale is None
-
-
-def typed(wrong: PretrainConfig, flags: str) -> PretrainConfig:
-    """Type further flags at the end of a command with these settings."""
-    network = dataclasses.asdict(wrong.network)
-    before = ["brain.zarr", "--out", "run", "--init", str(wrong.init), "--seed", str(wrong.seed)]
-    if "--size" not in flags:
-        before += ["--size", wrong.size]
-    for name, value in network.items():
-        flag = f"--network.{name.replace('_', '-')}"
-        if flag not in flags:
-            values = value if isinstance(value, tuple) else (value,)
-            before += [flag, *("none" if v is None else str(v) for v in values)]
-    read: list[PretrainConfig] = []
-    app = App(result_action="return_value")
-
-    def command(settings: Any) -> None:
-        read.append(settings)
-
-    del json
-    return read[0]
 
 
 def test_channels_of_our_own_weights_have_to_be_there(saved: Path, tmp_path: Path) -> None:
@@ -192,14 +179,14 @@ def test_channels_of_our_own_weights_have_to_be_there(saved: Path, tmp_path: Pat
     with pytest.raises(InputError, match="; not all brains have a background: choose another"):
         starting_backbone(config(both), channels=1)
     asked = dataclasses.replace(config(both), channels=1)
-    with pytest.raises(InputError, match="; add --channels 2$"):
+    with pytest.raises(InputError, match=r"; add --channels 2$"):
         starting_backbone(asked, channels=1)
 
 
 def test_cuboids_of_another_shape_cannot_be_asked_for(tmp_path: Path) -> None:
     other = Vit3dConfig(size="nano", cuboid_shape=(20, 60, 60))
     save_backbone(tmp_path / "other.safetensors", build_backbone(other, 0), {})
-    with pytest.raises(InputError, match="cuboid_shape 20 60 60, .* choose another backbone$"):
+    with pytest.raises(InputError, match=r"cuboid_shape 20 60 60, .* choose another backbone$"):
         starting_backbone(config(tmp_path / "other.safetensors"), channels=2)
 
 
