@@ -52,7 +52,7 @@ def make_fabric(precision: str, *, accelerator: str = "auto") -> Fabric:
         precision = "bf16-mixed" if cuda and torch.cuda.is_bf16_supported() else "32-true"
     mixed: list[Any] = [_KeepsCounts("bf16-mixed", "cuda" if cuda else "cpu")]
     # Buffers are the same on all ranks, as an objective moves them by what it gathered.
-    strategy = DDPStrategy(broadcast_buffers=False) if devices * nodes > 1 else "auto"
+    strategy = DDPStrategy(forward_sync_buffers=False) if devices * nodes > 1 else "auto"
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,

@@ -59,7 +59,7 @@ def inflate(state_dict: Weights, config: Vit3dConfig) -> Vit3d:
     if size != config.size:
         raise InputError(
             f"the 2D weights are of size {size} ({_spell(size)}); the network asked for is of size "
-            f"{config.size} ({_spell(config.size)})"
+            f"{config.size} ({_spell(config.size)}); ask for size {size}"
         )
     network = _build(_with_what_weights_have(config, weights))
     own = network.state_dict()
