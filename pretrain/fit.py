@@ -201,7 +201,8 @@ class Fit:
         collapsed = None
         if self.watch is not None:
             backbone = self.objective.exported
-            found = self.watch.look(backbone)
+            # Nothing has been learned before the first step.
+            found = self.watch.look(backbone) if self.done else self.watch.untrained
             self.log(self.done, found)
             if self.watch.improved(found) and self.done:
                 self.export(self, "best_probe")

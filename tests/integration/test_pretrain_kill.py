@@ -139,7 +139,8 @@ def test_a_run_killed_again_and_again_resumes(simulated, uninterrupted, tmp_path
     assert_resumes_exactly(out, volume, "mae", uninterrupted("mae"))
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_writes_a_checkpoint_and_leaves(
     name: str, simulated, uninterrupted, tmp_path: Path
 ) -> None:

@@ -140,7 +140,10 @@ def test_a_collapse_is_told_of_and_then_stops_the_run(command, simulated, tmp_pa
     assert "try" in outcome.lines[-1]
 
 
-@pytest.mark.parametrize("method", ["mae", "dino", "dinov2"])
+@pytest.mark.parametrize(
+    "method",
+    ["dino", *(pytest.param(method, marks=pytest.mark.slow) for method in ("mae", "dinov2"))],
+)
 def test_bfloat16_keeps_the_counts(method: str, command, simulated, tmp_path) -> None:
     """Warped views too, which are interpolated from raw counts."""
     losses = []

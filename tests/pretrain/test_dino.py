@@ -170,7 +170,15 @@ def test_patch_loss_is_that_of_lightly(objective) -> None:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("dino", {}), ("dinov2", {}), ("dinov2", {"centring": "sinkhorn", "masks": "random"})],
+    [
+        ("dino", {}),
+        ("dinov2", {}),
+        pytest.param(
+            "dinov2",
+            {"centring": "sinkhorn", "masks": "random"},
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_student_learns_what_the_teacher_says(objective, counts, name: str, settings) -> None:
     """Of the same views again and again, and of a teacher that stays: by heart, that is."""
