@@ -115,7 +115,8 @@ class AugmentConfig:
         shifted by up to rescale deviations.
     surroundings
         Share of the large views of self-distillation that get the surroundings of another cuboid,
-        so that what is compared is the object at the centre.
+        so that what is compared is the object at the centre. They exchange in groups of four, or
+        of two where a device's share of the batch is no multiple of four; never where it is odd.
     surroundings_um
         Least and largest radius around the centre that stays.
     """

@@ -29,15 +29,13 @@ T = TypeVar("T")
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
-def make_fabric(precision: str, *, accelerator: str = "auto") -> Fabric:
+def make_fabric(precision: str) -> Fabric:
     """Set up devices: those that torchrun or SLURM gave to this process, else one.
 
     Parameters
     ----------
     precision
         "32-true", "bf16-mixed", or "auto": bf16 on a GPU that has it.
-    accelerator
-        As Fabric names it.
     """
     launched = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # by torchrun, on this machine
     total = int(os.environ.get("WORLD_SIZE", 0))
@@ -47,14 +45,14 @@ def make_fabric(precision: str, *, accelerator: str = "auto") -> Fabric:
         devices, nodes = launched, max(1, total // launched)
     else:
         devices, nodes = (tasks // nodes, nodes) if tasks > 1 else (1, 1)
-    cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    cuda = torch.cuda.is_available()
     if precision == "auto":
         precision = "bf16-mixed" if cuda and torch.cuda.is_bf16_supported() else "32-true"
     mixed: list[Any] = [_KeepsCounts("bf16-mixed", "cuda" if cuda else "cpu")]
     # Buffers are the same on all ranks, as an objective moves them by what it gathered.
     strategy = DDPStrategy(forward_sync_buffers=False) if devices * nodes > 1 else "auto"
     fabric = Fabric(
-        accelerator=accelerator,
+        accelerator="auto",
         devices=devices,
         num_nodes=nodes,
         strategy=strategy,

@@ -34,7 +34,6 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Any, *, resume: bool = False) -> None:
         self.path = path
-        self.figures = path / "figures"
         self.exported = path / "exported"
         if not is_main_process():
             return

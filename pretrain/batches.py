@@ -11,6 +11,13 @@ from cubeclf_core.resample import resample
 from cubeclf_core.stream import Batch
 
 
+def cut_middle(cuboids: Float[Tensor, "b c z y x"], shape: Shape3) -> Float[Tensor, "b c cz cy cx"]:
+    """Cut the middle out of cuboids, which may be canvases larger than `shape`; a view of them."""
+    low = [(have - want) // 2 for have, want in zip(cuboids.shape[2:], shape, strict=True)]
+    z, y, x = (slice(at, at + want) for at, want in zip(low, shape, strict=True))
+    return cuboids[:, :, z, y, x]
+
+
 def to_network(
     batch: Batch, shape: Shape3, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "b c z y x"]:

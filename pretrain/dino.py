@@ -7,6 +7,8 @@ before the head. Class tokens of a fresh network differ little between cuboids, 
 mostly what they share says the same of all, from which a short run does not recover. Both centres
 are plain means over the first steps. KoLeo (Sablayrolles et al., arXiv:1806.03198), as in DINOv2,
 keeps class tokens apart: on few small volumes the loss alone makes do with a few directions.
+Where settings ask for it, the head gets pooled tokens instead of the class token, and large views
+get the surroundings of another cuboid (`cubeclf_core.surroundings`).
 """
 
 from __future__ import annotations

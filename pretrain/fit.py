@@ -38,7 +38,7 @@ from pretrain.schedules import learning_rate, weight_decay
 from pretrain.watch import Watch
 
 CHECKPOINT = "checkpoints/last.safetensors"
-_ADVICE = "the last checkpoint is kept; try a lower --learning-rate"
+_ADVICE = "an earlier checkpoint is kept; try a lower --learning-rate"
 _ASK_EVERY = 10  # steps between two questions to all ranks whether one was told to stop
 
 

@@ -28,6 +28,7 @@ from cubeclf_core.errors import CellsError
 from cubeclf_core.metrics import knn_scores, linear_probe, linear_scores
 from cubeclf_core.normalise import match_channels, standardise
 from cubeclf_core.vit import Vit3d, Vit3dConfig
+from pretrain.batches import cut_middle
 
 _BATCH = 64
 _FOLDS = 5
@@ -54,14 +55,10 @@ def embed(
     pooled : Tensor
         Both float32 on the CPU.
     """
-    middle = tuple(
-        slice((have - want) // 2, (have - want) // 2 + want)
-        for have, want in zip(cuboids.shape[2:], backbone.config.cuboid_shape, strict=True)
-    )
     device = backbone.cls_token.device
     class_tokens, pooled = [], []
     with _evaluating(backbone):
-        for part in cuboids[(slice(None), slice(None), *middle)].split(_BATCH):
+        for part in cut_middle(cuboids, backbone.config.cuboid_shape).split(_BATCH):
             tokens = backbone(standardise(part.to(device)))
             class_tokens.append(tokens[:, 0].float().cpu())
             pooled.append(backbone.pool_tokens(tokens).float().cpu())

@@ -142,7 +142,12 @@ def _check_folder(config: PretrainConfig, brains: Sequence[Brain], *, resumed: b
         return
     if not resumed:  # killed before its first checkpoint: it is begun anew, if it is this very run
         check_output(config.out, overwrite=True, inputs=inputs)
-    before = yaml.safe_load(written.read_text(encoding="utf-8"))
+    try:
+        before = yaml.safe_load(written.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{written} cannot be read, so nothing can be resumed: {error}") from error
+    if not isinstance(before, dict):
+        raise InputError(f"{written} holds no settings, so nothing can be resumed")
     now = yaml.safe_load(to_yaml(config))
     for name, value in now.items():
         if name not in _MAY_CHANGE and value != before.get(name):

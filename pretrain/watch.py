@@ -14,7 +14,7 @@ from cubeclf_core.axes import Shape3
 from cubeclf_core.metrics import embedding_health, rank_me
 from cubeclf_core.stream import CuboidStream
 from cubeclf_core.vit import Vit3d
-from pretrain.batches import to_network
+from pretrain.batches import cut_middle, to_network
 from pretrain.probes import Probe, embed, shortcuts
 
 _FIRST = 1 << 31  # step of the stream: cuboids drawn as training's are, but apart from them
@@ -59,7 +59,7 @@ class Watch:
         heights = np.array([level.shape[0] for level in stream.levels])
         n_steps = -(-_CUBOIDS // stream.local_batch)
         for batch in stream.batches(_FIRST, _FIRST + n_steps):
-            cuboids.append(_middle(to_network(batch, stream.shape), shape))
+            cuboids.append(cut_middle(to_network(batch, stream.shape), shape).clone())
             brain.append(batch.brain)
             depth.append(batch.origin[:, 0] / heights[batch.brain])
         self.cuboids: Float[Tensor, "n c z y x"] = torch.cat(cuboids)[:_CUBOIDS]
@@ -83,10 +83,3 @@ class Watch:
         better = score > self.best_probe
         self.best_probe = max(self.best_probe, score)
         return better
-
-
-def _middle(cuboids: Float[Tensor, "b c z y x"], shape: Shape3) -> Float[Tensor, "b c cz cy cx"]:
-    """Cut the middle out of canvases."""
-    low = [(have - want) // 2 for have, want in zip(cuboids.shape[2:], shape, strict=True)]
-    z, y, x = (slice(at, at + want) for at, want in zip(low, shape, strict=True))
-    return cuboids[:, :, z, y, x].clone()

@@ -1,4 +1,4 @@
-"""How each objective is pretrained: settings of `cubeclf-pretrain`, chosen on blocks 695 and 753.
+"""How each objective is pretrained: settings of `cubeclf-pretrain`, after trials on 695 and 753.
 
 All have one network, so that one untrained network is the bar for all.
 """
@@ -40,4 +40,4 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "dinov2": {"steps": 400, "learning_rate": 1e-3, "settings": _DISTILLATION},
     "mae": {"steps": 2000, "learning_rate": 1e-3},
 }
-"""Objectives, and the settings that are their own; steps for some seven minutes on a core."""
+"""Objectives, and the settings that are their own; steps are to take about as long for each."""

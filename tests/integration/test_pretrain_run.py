@@ -75,8 +75,8 @@ def test_probe_measures_exports_and_tells(command, simulated, tmp_path) -> None:
         assert (out / "exported" / f"{name}.json").exists()
         assert backbone.config.size == "nano"
     card = (out / "exported" / "README.md").read_text()
-    assert "probe_linear_auc" in card or "linear" in card
-    assert "brain.ome" in card or "brain" in card
+    assert "| brain | 40 × 224 × 224 |" in card
+    assert "| probe_linear_auc |" in card
     for picture in ("progress.png", "figures/reconstruction.png", "figures/tokens.png"):
         assert (out / picture).stat().st_size > 5000, picture
     assert any(line.startswith("probe     linear AUC") for line in outcome.lines)
