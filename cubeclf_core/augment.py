@@ -33,9 +33,9 @@ def change_intensities(
     """Change intensities as another microscope might have, in the order in which light meets it.
 
     Label and tissue bend the scale (`bend`), optics blur, the light sheet throws stripes, and the
-    camera adds noise. Gain and offset of a camera are left out here: noise is relative to the
-    channel and standardising takes both away, so that they would change nothing; see
-    `rescale_channels`, after it.
+    camera adds noise. Its gain is left out here: noise is relative to the channel and normalising
+    takes it away, so that it would change nothing; see `rescale_channels`, after it. Its offset is
+    left out because it changes contrast, by which cells are known.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ def photon_noise(cuboids: Cuboids, draws: Draws, *, noise: float) -> Cuboids:
 def drop_background(cuboids: Cuboids, draws: Draws, *, probability: float) -> Cuboids:
     """Blank all channels but the signal, at random, so that a network can do without them.
 
-    Zero is what a missing channel is, in raw counts and standardised.
+    Zero is what a missing channel is, in raw counts and normalised.
     """
     kept = torch.ones(cuboids.shape[:2], device=cuboids.device)
     kept[:, 1:] -= draws.coin(probability, 1).float()
@@ -211,14 +211,14 @@ def drop_background(cuboids: Cuboids, draws: Draws, *, probability: float) -> Cu
 def rescale_channels(cuboids: Cuboids, draws: Draws, *, strength: float) -> Cuboids:
     """Give each channel another gain and offset, as DINO4Cells does with the gain.
 
-    A cuboid's own mean and deviation, by which it is standardised, are also those of what happens
+    A cuboid's own mean and deviation, by which it is normalised, are also those of what happens
     to lie beside a cell: a vessel, a bright neighbour. So the scale of what a network sees wavers,
     and it should not matter (Doron et al., doi:10.1101/2023.06.16.545359).
 
     Parameters
     ----------
     cuboids
-        Standardised. A constant channel, which is a missing one, stays as it is.
+        Normalised. A constant channel, which is a missing one, stays as it is.
     draws
         Source of the choices.
     strength

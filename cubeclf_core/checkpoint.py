@@ -94,6 +94,12 @@ def load_checkpoint(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
             if _KEY not in metadata:
                 raise CheckpointError(f"{file} was not written by cubeclf: its header says nothing")
             header = read_header(file, metadata[_KEY], kind)
+            if header.normalisation != NORMALISATION:  # exported programs bring their own
+                raise CheckpointError(
+                    f"{file} was trained on input normalised by {header.normalisation!r}; this "
+                    f"version of cubeclf normalises by {NORMALISATION!r}: train it anew, or use "
+                    "the version that it comes from"
+                )
             return header, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is no safetensors file: {error}") from error

@@ -19,7 +19,7 @@ from cubeclf_core.cells import Cells
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CheckpointError, InputError
 from cubeclf_core.exported import is_exported, load_exported
-from cubeclf_core.normalise import match_channels, standardise
+from cubeclf_core.normalise import match_channels, normalise
 from cubeclf_core.vit import Vit3d, Vit3dConfig
 from cubeclf_core.volumes import Volume
 
@@ -51,7 +51,7 @@ class Classifier(nn.Module):
 
     def features(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b feature"]:
         """Pooled features of raw cuboids, before they are standardised."""
-        x = match_channels(standardise(cuboids), self.backbone.config.channels)
+        x = match_channels(normalise(cuboids), self.backbone.config.channels)
         return self.backbone.embed(x)
 
     def forward(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b klass"]:

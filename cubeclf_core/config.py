@@ -111,12 +111,13 @@ class AugmentConfig:
     drop_background
         Share of the views that have to do with the signal alone.
     rescale
-        Standardised channels are multiplied by a factor between e^-rescale and e^rescale, and
+        Normalised channels are multiplied by a factor between e^-rescale and e^rescale, and
         shifted by up to rescale deviations.
     surroundings
-        Share of the large views of self-distillation that get the surroundings of another cuboid,
-        so that what is compared is the object at the centre. They exchange in groups of four, or
-        of two where a device's share of the batch is no multiple of four; never where it is odd.
+        Share of the large views of SimCLR, DINO and DINOv2 that get the surroundings of another
+        cuboid, so that what is compared is the object at the centre. They exchange in groups of
+        four, or of two where a device's share of the batch is no multiple of four; never where it
+        is odd.
     surroundings_um
         Least and largest radius around the centre that stays.
     """
@@ -126,15 +127,15 @@ class AugmentConfig:
     rotation_deg: float = 15.0
     scale: float = 0.1
     elastic_um: float = 2.0
-    gamma: float = 0.25
+    gamma: float = 0.05
     blur: float = 0.1
     blur_um: float = 1.0
     stripes: float = 0.1
-    noise: float = 0.2
+    noise: float = 0.1
     drop_background: float = 0.2
-    rescale: float = 0.1
-    surroundings: float = 0.0
-    surroundings_um: tuple[float, float] = (10.0, 22.0)
+    rescale: float = 0.05
+    surroundings: float = 1.0
+    surroundings_um: tuple[float, float] = (8.0, 18.0)
 
     def __post_init__(self) -> None:
         least, most_um = self.surroundings_um

@@ -70,6 +70,7 @@ def inflate(state_dict: Weights, config: Vit3dConfig) -> Vit3d:
     _settle_positions(weights, config.grid)
     if config.positions == "sincos":
         weights["pos_embed"] = own["pos_embed"]
+    weights |= {name: own[name] for name in own if name.startswith("projection.")}
     if "reg_token" in own:
         weights.setdefault("reg_token", own["reg_token"])
     if _FIRST_GAIN not in weights:

@@ -11,7 +11,7 @@ from cubeclf_core.normalise import NORMALISATION
 from cubeclf_core.vit import Vit3d
 
 _NORMALISATIONS = {
-    "cuboid": "each channel of each cuboid to mean 0 and standard deviation 1, by its own numbers"
+    "contrast": "each channel of each cuboid less its mean, by √(its deviation × 0.12 its mean)"
 }
 
 

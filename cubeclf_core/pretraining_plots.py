@@ -53,6 +53,7 @@ _PANELS = (
         (
             _Curve("uniform", "uniform guess, ln K", _GREY, ":"),
             _Curve("neighbour_mean", "mean of neighbours", _GREY, "--"),
+            _Curve("chance", "chance, ln of the batch", _GREY, ":"),
             _Curve("cross_entropy", "cross-entropy", _ORANGE),
             _Curve("ibot", "masked tokens", _GREEN),
             _Curve("loss", "loss", _BLUE),
@@ -68,6 +69,7 @@ _PANELS = (
             _Curve("kl", "KL to the student", _BLUE),
         ),
     ),
+    _Panel("other view found", (_Curve("found", "share of cuboids", _BLUE),)),
     _Panel(
         "effective rank (RankMe)",
         (_Curve("rank_me_class", "class token", _ORANGE), _Curve("rank_me", "pooled", _BLUE)),

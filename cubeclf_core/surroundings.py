@@ -34,7 +34,7 @@ def swap_surroundings(
     Parameters
     ----------
     cuboids
-        Standardised, so that brightness does not tell one from the other.
+        Normalised, so that brightness does not tell one from the other.
     draws
         Source of the choices.
     probability

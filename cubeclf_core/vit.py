@@ -28,6 +28,7 @@ SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads
     "base": (768, 12, 12),
 }
 POSITIONS = ("sincos", "learned")
+_HIDDEN = 256  # width of the projection's hidden layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,9 @@ class Vit3dConfig:
         cuboid; without them a large network uses patches of empty tissue for it.
     layer_scale
         Where the trained gains of the blocks' branches start; no gains if None.
+    projection
+        Length of an embedding: what a small network makes of the pooled tokens; 0 for these
+        themselves. It is what objectives that compare views train, see `Vit3d.pool_tokens`.
     drop_path
         How often the last block's branches are left out in training, in [0, 1); the rate rises
         linearly from 0 at the first block. Drawn from torch's global generator.
@@ -66,6 +70,7 @@ class Vit3dConfig:
     positions: str = "sincos"
     register_tokens: int = 0
     layer_scale: float | None = None
+    projection: int = 0
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
@@ -84,6 +89,7 @@ class Vit3dConfig:
         require(self.register_tokens >= 0, "register_tokens", self.register_tokens, "0 or more")
         gains = self.layer_scale is None or self.layer_scale > 0
         require(gains, "layer_scale", self.layer_scale, "a positive number, 1e-5 for instance")
+        require(self.projection >= 0, "projection", self.projection, "0 or more")
         require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "a number in [0, 1)")
 
     @property
@@ -134,10 +140,10 @@ class PatchEmbed3d(nn.Module):
 
 
 class Vit3d(VisionTransformer):
-    """Encoder from standardised cuboids to a class token, then patch tokens in z y x order.
+    """Encoder from normalised cuboids to a class token, then patch tokens in z y x order.
 
     Patches alone have positions; a view of another size gets them resampled trilinearly. Input is
-    what `cubeclf_core.normalise.standardise` returns.
+    what `cubeclf_core.normalise.normalise` returns.
 
     Parameters
     ----------
@@ -170,11 +176,12 @@ class Vit3d(VisionTransformer):
         if config.positions == "sincos":  # learned ones are as timm made them
             fixed = sincos_positions(config.grid, width)[None]
             self.pos_embed = nn.Parameter(fixed, requires_grad=False)
+        self.projection = _projection(3 * width, config.projection)
 
     @property
     def embedding_width(self) -> int:
         """Length of what `embed` returns."""
-        return 3 * int(self.embed_dim)
+        return self.config.projection or 3 * int(self.embed_dim)
 
     def forward(  # type: ignore[override]  # timm's takes an attention mask, of no use here
         self,
@@ -188,7 +195,7 @@ class Vit3d(VisionTransformer):
         Parameters
         ----------
         x
-            Standardised cuboids; their shape a multiple of the patch.
+            Normalised cuboids; their shape a multiple of the patch.
         keep
             Indices of the patches to encode (masked autoencoding); all if not given.
         masked
@@ -220,16 +227,18 @@ class Vit3d(VisionTransformer):
         return self.norm(tokens[:, :n_tokens])  # type: ignore[no-any-return]
 
     def embed(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b feature"]:
-        """Encode whole cuboids and pool their tokens; see `pool_tokens`. Shape (b, 3 × width)."""
+        """Encode whole cuboids and pool their tokens; see `pool_tokens`."""
         return self.pool_tokens(self(x))
 
     def pool_tokens(
         self, tokens: Float[Tensor, "b token width"], grid: Shape3 | None = None
     ) -> Float[Tensor, "b feature"]:
-        """Pool the tokens of cuboids: mean, mean of the inner ones, centre.
+        """Pool the tokens of cuboids: mean, mean of the inner ones, centre; then project.
 
         How tokens are pooled matters as much as their weights when the object in question sits at
-        the centre and fills a small part of the cuboid.
+        the centre and fills a small part of the cuboid. The projection is part of the network, not
+        of an objective's head that is thrown away: it holds what was learned to be of no account,
+        surroundings for instance, and a few labels go further with fewer, better numbers.
 
         Parameters
         ----------
@@ -241,13 +250,14 @@ class Vit3d(VisionTransformer):
         Returns
         -------
         Tensor
-            Shape (b, 3 × width).
+            Shape (b, 3 × width), or (b, projection) where the config has one.
         """
         grid = grid or self.config.grid
         tokens = tokens[:, 1:].unflatten(1, grid)
         inner = tokens[(slice(None), *(_middle(n, 3 if n % 2 else 2) for n in grid))]
         centre = tokens[(slice(None), *(_middle(n, 1 if n % 2 else 2) for n in grid))]
-        return torch.cat([part.mean(dim=(1, 2, 3)) for part in (tokens, inner, centre)], dim=1)
+        pooled = torch.cat([part.mean(dim=(1, 2, 3)) for part in (tokens, inner, centre)], dim=1)
+        return self.projection(pooled)  # type: ignore[no-any-return]
 
     def positions(self, grid: tuple[int, ...]) -> Float[Tensor, "1 token width"]:
         """Position embedding for a grid of patches, resampled if it is not the network's own."""
@@ -255,6 +265,18 @@ class Vit3d(VisionTransformer):
             return self.pos_embed
         own = self.pos_embed.unflatten(1, self.config.grid).permute(0, 4, 1, 2, 3)
         return F.interpolate(own, size=grid, mode="trilinear").flatten(2).transpose(1, 2)
+
+
+def _projection(width: int, to: int) -> nn.Module:
+    """Two layers, as SimCLR's (Chen et al., arXiv:2002.05709), on features of one scale."""
+    if not to:
+        return nn.Identity()
+    return nn.Sequential(
+        nn.LayerNorm(width, elementwise_affine=False),
+        nn.Linear(width, _HIDDEN),
+        nn.GELU(),
+        nn.Linear(_HIDDEN, to),
+    )
 
 
 def _middle(n: int, width: int) -> slice:

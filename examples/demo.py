@@ -106,9 +106,8 @@ def steps() -> list[list[Step]]:
     pretrained = str(HERE / "pretrained")
     scratch = f"scratch:vit-{SIZE}"
     brain = str(HERE / "brain_a.yaml")
-    length = ("--steps", "800", "--batch-size", "16", "--learning-rate", "2e-3")
-    method = ("--method", "mae", "--size", SIZE, *length, "--candidate-share", "1")
-    pretrain = ("cubeclf-pretrain", brain, *method, "--out", pretrained)
+    length = ("--size", SIZE, "--steps", "240", "--batch-size", "32")
+    pretrain = ("cubeclf-pretrain", brain, *length, "--out", pretrained)
     classifier, out = HERE / "classifier.pt2", HERE / "classified"
     export = ("cubeclf-export", str(HERE / "finetuned"), "--format", "torch")
     classify = ("cubeclf-classify", str(HERE / "brain_b" / "brain.ome.zarr"))

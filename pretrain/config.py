@@ -35,6 +35,9 @@ class NetworkConfig:
         Further tokens that belong to no patch (arXiv:2309.16588).
     layer_scale
         Where LayerScale (arXiv:2103.17239) starts; none by default.
+    projection
+        Length of an embedding, which a small network makes of the pooled tokens; 0 for none. mae
+        does not train it, and never has it.
     drop_path
         Highest rate of stochastic depth (arXiv:1603.09382). Above 0, runs on several devices no
         longer follow a run on one, as each draws its own.
@@ -45,6 +48,7 @@ class NetworkConfig:
     positions: Literal["sincos", "learned"] = "sincos"
     register_tokens: int = 0
     layer_scale: float | None = None
+    projection: int = 128
     drop_path: float = 0.0
 
 
@@ -72,8 +76,8 @@ class PretrainConfig:
     preset
         Defaults for a laptop, one gpu, or a node with several; any flag or --config wins over them.
     method
-        mae: masked autoencoding, the fastest. dino: self-distillation between views. dinov2: the
-        same with masked tokens.
+        simclr: views of one object told from those of others. mae: masked autoencoding, the
+        fastest. dino: self-distillation between views. dinov2: the same with masked tokens.
     size
         Of the network; nano and micro are for a laptop.
     steps
@@ -143,14 +147,14 @@ class PretrainConfig:
     _: KW_ONLY
     out: Path
     preset: Preset | None = None
-    method: str = "mae"
+    method: str = "simclr"
     size: Size = "tiny"
     steps: int = 2000
     batch_size: int = 64
     learning_rate: float = 1e-3
     channels: Literal[1, 2] | None = None
     voxel_size_um: tuple[float, float, float] | None = None
-    candidate_share: float = 0.5
+    candidate_share: float = 1.0
     memory_gb: float = 2.0
     probe: Path | None = None
     logger: tuple[str, ...] = ("tensorboard",)
@@ -166,7 +170,7 @@ class PretrainConfig:
     precision: Annotated[Literal["auto", "32-true", "bf16-mixed"], _HIDDEN] = "auto"
     compile: Annotated[bool, _HIDDEN] = False
     draws_per_chunk: Annotated[int, _HIDDEN] = 32
-    jitter_um: Annotated[float, _HIDDEN] = 10.0
+    jitter_um: Annotated[float, _HIDDEN] = 4.0
     log_every: Annotated[int, _HIDDEN] = 20
     monitor_every: Annotated[int, _HIDDEN] = 250
     checkpoint_every: Annotated[int, _HIDDEN] = 250

@@ -7,15 +7,15 @@ before the head. Class tokens of a fresh network differ little between cuboids, 
 mostly what they share says the same of all, from which a short run does not recover. Both centres
 are plain means over the first steps. KoLeo (Sablayrolles et al., arXiv:1806.03198), as in DINOv2,
 keeps class tokens apart: on few small volumes the loss alone makes do with a few directions.
-Where settings ask for it, the head gets pooled tokens instead of the class token, and large views
-get the surroundings of another cuboid (`cubeclf_core.surroundings`).
+The head gets pooled tokens, which is what a classifier is later built on, and by a setting the
+class token as in the paper. Large views get the surroundings of another cuboid
+(`cubeclf_core.surroundings`).
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,8 +29,6 @@ from cubeclf_core.axes import Shape3
 from cubeclf_core.config import AugmentConfig
 from cubeclf_core.draws import Draws
 from cubeclf_core.errors import require
-from cubeclf_core.normalise import standardise
-from cubeclf_core.surroundings import swap_surroundings
 from cubeclf_core.vit import Vit3d
 from pretrain.distributed import mean_over_ranks
 from pretrain.masks import draw_mask, visible_tokens
@@ -43,10 +41,10 @@ from pretrain.self_distillation import (
     projection_head,
     view_cross_entropy,
 )
-from pretrain.views import make_view
+from pretrain.views import make_global_views, make_view
 
 _GLOBAL_VIEWS = 2
-_HIDING, _SWAPPING = 1 << 10, 1 << 11  # apart from what the views draw
+_HIDING = 1 << 10  # apart from what the views draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +75,8 @@ class DinoSettings:
         Share of the patches of a global view that the student sees; fewer make a cheaper step, as
         in masked siamese networks (arXiv:2204.07141).
     features
-        What goes to the head. class: the class token, as the paper has it. pooled: what a
-        classifier is later built on, see `Vit3d.pool_tokens`.
+        What goes to the head. pooled: what a classifier is later built on, see
+        `Vit3d.pool_tokens`. class: the class token, as the paper has it.
     """
 
     prototypes: int = 2048
@@ -91,7 +89,7 @@ class DinoSettings:
     koleo_weight: float = 0.1
     freeze_last_layer: float = 0.05
     student_keep: float = 1.0
-    features: Literal["class", "pooled"] = "class"
+    features: Literal["class", "pooled"] = "pooled"
 
     def __post_init__(self) -> None:
         self.check("prototypes", self.prototypes >= 2, "at least 2")
@@ -118,6 +116,11 @@ class Dino(Objective):
 
     Settings = DinoSettings
     least_batch = 2
+
+    @classmethod
+    def projects(cls, settings: DinoSettings) -> bool:
+        """The class token goes past it."""
+        return settings.features == "pooled"
 
     def __init__(self, backbone: Vit3d, settings: DinoSettings, augment: AugmentConfig) -> None:
         super().__init__(backbone, settings, augment)
@@ -200,28 +203,14 @@ class Dino(Objective):
     ) -> tuple[Float[Tensor, "view_b c gz gy gx"], Float[Tensor, "local_b c lz ly lx"] | None]:
         """Cut global and local views; of each kind, the first view's batch comes first."""
         config = self.backbone.config
-
-        def cut(shape: Shape3, views: Sequence[int]) -> list[Tensor]:
-            size = config.voxel_size_um
-            return [make_view(cuboids, shape, draws.fork(v), self._augment, size) for v in views]
-
-        large = cut(config.cuboid_shape, range(_GLOBAL_VIEWS))
-        if self._augment.surroundings:
-            large = [
-                standardise(
-                    swap_surroundings(
-                        view,
-                        draws.fork(_SWAPPING + i),
-                        probability=self._augment.surroundings,
-                        radius_um=self._augment.surroundings_um,
-                        voxel_size_um=config.voxel_size_um,
-                    )
-                )
-                for i, view in enumerate(large)
-            ]
-        local = range(_GLOBAL_VIEWS, _GLOBAL_VIEWS + self._settings.local_views)
-        views = torch.cat(large)
-        return views, torch.cat(cut(self._local_shape, local)) if local else None
+        views = make_global_views(cuboids, _GLOBAL_VIEWS, config, draws, self._augment)
+        parts = [
+            make_view(
+                cuboids, self._local_shape, draws.fork(view), self._augment, config.voxel_size_um
+            )
+            for view in range(_GLOBAL_VIEWS, _GLOBAL_VIEWS + self._settings.local_views)
+        ]
+        return torch.cat(views), torch.cat(parts) if parts else None
 
     def _hiding(self, draws: Draws) -> list[Draws]:
         """Draws for what is hidden of each global view."""

@@ -22,7 +22,7 @@ from cubeclf_core.axes import Shape3
 from cubeclf_core.config import AugmentConfig
 from cubeclf_core.draws import Draws
 from cubeclf_core.errors import require
-from cubeclf_core.normalise import standardise
+from cubeclf_core.normalise import normalise
 from cubeclf_core.pretraining_plots import reconstruction_mosaic
 from cubeclf_core.vit import Vit3d, sincos_positions
 from pretrain.masks import Masks, draw_mask, visible_tokens
@@ -46,7 +46,7 @@ class MaeSettings:
         random: single patches, as the paper has it. block: contiguous boxes of them, which cannot
         be filled in from next door.
     target
-        cuboid: voxels standardised over the cuboid, which keep how bright a patch is among its
+        cuboid: voxels normalised over the cuboid, which keep how bright a patch is among its
         neighbours. patch: over each patch and channel, as the paper has it; where single photons
         count, that is mostly noise.
     decoder_width
@@ -74,6 +74,12 @@ class Mae(Objective):
     Settings = MaeSettings
     positions: Tensor
     neighbours: Tensor
+
+    @classmethod
+    def projects(cls, settings: MaeSettings) -> bool:
+        """What is reconstructed comes of patches, not of what they are pooled to."""
+        del settings
+        return False
 
     def __init__(self, backbone: Vit3d, settings: MaeSettings, augment: AugmentConfig) -> None:
         super().__init__(backbone, settings, augment)
@@ -128,7 +134,7 @@ class Mae(Objective):
     def reconstruct(
         self, x: Float[Tensor, "b c z y x"], masked: Bool[Tensor, "b token"]
     ) -> Patches:
-        """Predict all patches of standardised cuboids from those that are not masked.
+        """Predict all patches of normalised cuboids from those that are not masked.
 
         As many are masked in each cuboid as the settings say.
         """
@@ -143,7 +149,7 @@ class Mae(Objective):
     def picture(self, cuboids: Float[Tensor, "b c z y x"], draws: Draws) -> Figure | None:
         """Input, what the encoder saw, and the reconstruction, of the first few."""
         config = self.backbone.config
-        x = standardise(cuboids[:_PICTURED])
+        x = normalise(cuboids[:_PICTURED])
         masked = self._mask(draws)[:_PICTURED]
         raw, filled = patchify(x, config.patch_shape), self.reconstruct(x, masked)
         if self._settings.target == "patch":  # which leaves mean and contrast open: take the true
@@ -161,7 +167,7 @@ class Mae(Objective):
     def _target(
         self, x: Float[Tensor, "b c z y x"]
     ) -> tuple[Patches, Float[Tensor, "b token channel"]]:
-        """What to predict of standardised cuboids, and where there is something to predict."""
+        """What to predict of normalised cuboids, and where there is something to predict."""
         patches = patchify(x, self.backbone.config.patch_shape)
         if self._settings.target == "patch":
             return normalise_patches(patches)

@@ -41,6 +41,12 @@ class Objective(nn.Module, ABC):
     least_batch: ClassVar[int] = 1
     """Fewest cuboids that can be learned from at once."""
 
+    @classmethod
+    def projects(cls, settings: Any) -> bool:
+        """Whether it trains the network's projection; the network has none where it does not."""
+        del settings
+        return True
+
     @abstractmethod
     def __init__(self, backbone: Vit3d, settings: Any, augment: AugmentConfig) -> None:
         super().__init__()

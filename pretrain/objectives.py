@@ -18,6 +18,7 @@ OBJECTIVES: dict[str, str] = {
     "mae": "pretrain.mae:Mae",
     "dino": "pretrain.dino:Dino",
     "dinov2": "pretrain.dinov2:DinoV2",
+    "simclr": "pretrain.simclr:Simclr",
 }
 """Name to ``module:class``."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cubeclf_core.axes import Shape3
 from cubeclf_core.geometry import source_shape
-from cubeclf_core.normalise import match_channels, standardise
+from cubeclf_core.normalise import match_channels, normalise
 from cubeclf_core.pretraining_plots import token_map
 from cubeclf_core.resample import resample
 from cubeclf_core.tissue import Survey
@@ -85,7 +85,7 @@ def _middle_tokens(
     """Encode cuboids; the patch tokens of their middle layer."""
     depth, height, width = backbone.config.grid
     training = backbone.training
-    tokens = backbone.eval()(standardise(cuboids))[:, -depth * height * width :]
+    tokens = backbone.eval()(normalise(cuboids))[:, -depth * height * width :]
     backbone.train(training)
     return tokens.unflatten(1, (depth, height, width))[:, depth // 2].float().cpu()  # type: ignore[no-any-return]
 

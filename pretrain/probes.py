@@ -26,7 +26,7 @@ from cubeclf_core.candidates import read_all_candidates
 from cubeclf_core.cells import Cells
 from cubeclf_core.errors import CellsError
 from cubeclf_core.metrics import knn_scores, linear_probe, linear_scores
-from cubeclf_core.normalise import match_channels, standardise
+from cubeclf_core.normalise import match_channels, normalise
 from cubeclf_core.vit import Vit3d, Vit3dConfig
 from pretrain.batches import cut_middle
 
@@ -59,7 +59,7 @@ def embed(
     class_tokens, pooled = [], []
     with _evaluating(backbone):
         for part in cut_middle(cuboids, backbone.config.cuboid_shape).split(_BATCH):
-            tokens = backbone(standardise(part.to(device)))
+            tokens = backbone(normalise(part.to(device)))
             class_tokens.append(tokens[:, 0].float().cpu())
             pooled.append(backbone.pool_tokens(tokens).float().cpu())
     return torch.cat(class_tokens), torch.cat(pooled)

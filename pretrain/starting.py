@@ -14,6 +14,7 @@ from cubeclf_core.backbones import build_backbone, is_2d, load_backbone
 from cubeclf_core.errors import InputError
 from cubeclf_core.vit import Vit3d, Vit3dConfig
 from pretrain.config import PretrainConfig
+from pretrain.objectives import load_objective, make_settings
 
 
 def starting_backbone(config: PretrainConfig, channels: int) -> Vit3d:
@@ -39,7 +40,7 @@ def starting_backbone(config: PretrainConfig, channels: int) -> Vit3d:
     RunFailed
         If timm's weights cannot be downloaded.
     """
-    wanted = Vit3dConfig(size=config.size, channels=channels, **asdict(config.network))
+    wanted = network_config(config, channels)
     if config.init is None:
         return build_backbone(wanted, config.seed)
     found, _ = load_backbone(config.init, seed=config.seed, config=wanted)
@@ -49,6 +50,14 @@ def starting_backbone(config: PretrainConfig, channels: int) -> Vit3d:
     network = build_backbone(wanted, config.seed)  # for its drop path, which holds no weights
     network.load_state_dict(found.state_dict())
     return network
+
+
+def network_config(config: PretrainConfig, channels: int) -> Vit3dConfig:
+    """Describe the network that a run trains; what its objective leaves as it is, it has not."""
+    wanted = Vit3dConfig(size=config.size, channels=channels, **asdict(config.network))
+    objective = load_objective(config.method)
+    projects = objective.projects(make_settings(objective, config.settings))
+    return wanted if projects else dataclasses.replace(wanted, projection=0)
 
 
 def _require_same(config: PretrainConfig, found: Vit3dConfig, wanted: Vit3dConfig) -> None:

@@ -15,8 +15,54 @@ from cubeclf_core.augment import (
 from cubeclf_core.axes import Shape3, Size3
 from cubeclf_core.config import AugmentConfig
 from cubeclf_core.draws import Draws, send
-from cubeclf_core.normalise import standardise
+from cubeclf_core.normalise import normalise
+from cubeclf_core.surroundings import swap_surroundings
+from cubeclf_core.vit import Vit3dConfig
 from cubeclf_core.warp import warp
+
+_SWAPPING = 1 << 11  # apart from what the views draw
+
+
+@torch.no_grad()
+def make_global_views(
+    canvas: Float[Tensor, "b c z y x"],
+    n: int,
+    network: Vit3dConfig,
+    draws: Draws,
+    augment: AugmentConfig,
+) -> list[Float[Tensor, "b c vz vy vx"]]:
+    """Make n views of the network's size of each canvas, with exchanged surroundings.
+
+    Parameters
+    ----------
+    canvas
+        Raw counts; as large as the network's cuboid, or larger.
+    n
+        Views of a canvas.
+    network
+        What the views are for.
+    draws
+        Source of the choices; its forks 0 … n-1 are the views', and above 2048 are used too.
+    augment
+        How strong the changes are; with `surroundings`, what is around the object is another
+        canvas's, a different one in each view.
+    """
+    size = network.voxel_size_um
+    views = [
+        make_view(canvas, network.cuboid_shape, draws.fork(i), augment, size) for i in range(n)
+    ]
+    if not augment.surroundings:
+        return views
+    return [
+        swap_surroundings(
+            view,
+            draws.fork(_SWAPPING + i),
+            probability=augment.surroundings,
+            radius_um=augment.surroundings_um,
+            voxel_size_um=size,
+        )
+        for i, view in enumerate(views)
+    ]
 
 
 @torch.no_grad()
@@ -27,7 +73,7 @@ def make_view(
     augment: AugmentConfig,
     voxel_size_um: Size3,
 ) -> Float[Tensor, "b c vz vy vx"]:
-    """Cut a view at a random place of each canvas, change it, and standardise it.
+    """Cut a view at a random place of each canvas, change it, and normalise it.
 
     Parameters
     ----------
@@ -54,7 +100,7 @@ def make_view(
         view = change_intensities(view, draws.fork(2), augment, voxel_size_um)
         if augment.drop_background and view.shape[1] > 1:
             view = drop_background(view, draws.fork(3), probability=augment.drop_background)
-        view = standardise(view)
+        view = normalise(view)
         if augment.rescale:
             view = rescale_channels(view, draws.fork(4), strength=augment.rescale)
         return view

@@ -18,7 +18,7 @@ from benchmarks.learning.protocols import Task, labels_to_learn
 from cubeclf_core.axes import Size3
 from cubeclf_core.brains import Brain
 from cubeclf_core.metrics import knn_scores, linear_scores
-from cubeclf_core.normalise import standardise
+from cubeclf_core.normalise import normalise
 from cubeclf_core.rules import contrast
 from cubeclf_core.stream import CuboidStream
 from cubeclf_core.vit import Vit3d, Vit3dConfig
@@ -88,14 +88,14 @@ def embed_blocks(backbone: Vit3d, blocks: Blocks) -> Features:
 def principal_components(
     unlabelled: Float[Tensor, "n 1 z y x"], blocks: Blocks, seed: int = 0
 ) -> Features:
-    """Project standardised cuboids on the first principal components of unlabelled ones."""
+    """Project normalised cuboids on the first principal components of unlabelled ones."""
     most = min(COMPONENTS, len(unlabelled))
     pca = PCA(most, svd_solver="randomized", random_state=seed)
-    pca.fit(standardise(unlabelled).flatten(1).numpy())
+    pca.fit(normalise(unlabelled).flatten(1).numpy())
     return {
         name: torch.cat(
             [
-                torch.from_numpy(pca.transform(standardise(part).flatten(1).numpy()))
+                torch.from_numpy(pca.transform(normalise(part).flatten(1).numpy()))
                 for part in block.cuboids.split(256)
             ]
         )
@@ -129,7 +129,7 @@ def unlabelled_cuboids(
 def radial_means(
     cuboids: Float[Tensor, "n 1 z y x"], voxel_size_um: Size3
 ) -> Float[Tensor, "n shell"]:
-    """Mean of standardised cuboids in spherical shells around the central voxel."""
+    """Mean of normalised cuboids in spherical shells around the central voxel."""
     shape = cuboids.shape[2:]
     axes = [(torch.arange(n) - n // 2) * um for n, um in zip(shape, voxel_size_um, strict=True)]
     squares = torch.meshgrid(*(axis.square() for axis in axes), indexing="ij")
@@ -137,7 +137,7 @@ def radial_means(
     masks = torch.stack([shell == i for i in range(SHELLS)]).float()
     masks = masks[masks.sum(1) > 0]  # voxels may be coarser than a shell
     means = masks / masks.sum(1, keepdim=True)
-    return torch.cat([standardise(p).flatten(1) @ means.T for p in cuboids.split(256)])
+    return torch.cat([normalise(p).flatten(1) @ means.T for p in cuboids.split(256)])
 
 
 @dataclass(frozen=True)

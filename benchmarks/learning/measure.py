@@ -121,7 +121,7 @@ def _try_all(
     folder: Path,
 ) -> list[Result]:
     """Let all contenders do all tasks, on the blocks that are open; no other's labels are read."""
-    network = network_of(settings_of(trainings[0].method, effort))
+    network = network_of(settings_of(_default_method(), effort))
     blocks = {}
     for name in names:
         say(f"reading block {name}")
@@ -188,8 +188,10 @@ def _backbones(
     network: Vit3dConfig, trainings: Sequence[Training], effort: Effort
 ) -> Iterator[tuple[str, int, Mapping[str, Callable[[], Vit3d]]]]:
     """Give name, seed, and what makes a fresh backbone that has seen a key of `SEEN`."""
-    for seed in range(effort.untrained_seeds):
-        yield "untrained", seed, dict.fromkeys(SEEN, partial(build_backbone, network, seed))
+    unprojected = replace(network, projection=0)
+    for name, config in (("untrained", network), ("untrained_pooled", unprojected)):
+        for seed in range(effort.untrained_seeds):
+            yield name, seed, dict.fromkeys(SEEN, partial(build_backbone, config, seed))
     runs = {(t.method, t.config.seed, t.seen): partial(_load, t.out) for t in trainings}
     for method, seed in dict.fromkeys((t.method, t.config.seed) for t in trainings):
         yield method, seed, {seen: runs[method, seed, seen] for seen in SEEN}

@@ -13,11 +13,8 @@ from cubeclf_core.config import AugmentConfig
 COMMON: Mapping[str, Any] = {
     "size": "nano",
     "channels": 1,
-    "batch_size": 32,
-    "candidate_share": 1.0,
-    "jitter_um": 4.0,
-    # Contrast tells cells from artefacts: the scale is hardly bent, and noise is mild.
-    "augment": AugmentConfig(warp=0.0, gamma=0.05, noise=0.1, surroundings=0.8),
+    "batch_size": 64,
+    "augment": AugmentConfig(),
     "memory_gb": 0.5,
     "logger": ("none",),
     "log_every": 50,
@@ -27,7 +24,6 @@ COMMON: Mapping[str, Any] = {
 """Settings of all objectives."""
 
 _DISTILLATION: Mapping[str, Any] = {
-    "features": "pooled",
     "prototypes": 512,
     "local_views": 0,
     "canvas_margin": [1, 4, 4],
@@ -36,8 +32,9 @@ _DISTILLATION: Mapping[str, Any] = {
 }
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "dino": {"steps": 450, "learning_rate": 1e-3, "settings": _DISTILLATION},
-    "dinov2": {"steps": 400, "learning_rate": 1e-3, "settings": _DISTILLATION},
-    "mae": {"steps": 2000, "learning_rate": 1e-3},
+    "simclr": {"steps": 400},
+    "dino": {"steps": 250, "settings": _DISTILLATION},
+    "dinov2": {"steps": 200, "settings": _DISTILLATION},
+    "mae": {"steps": 1500},
 }
 """Objectives, and the settings that are their own; steps are to take about as long for each."""

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from benchmarks.learning.recipes import RECIPES
 from benchmarks.output import Figures, lay_out
 
-BASELINES = ("untrained", "pca", "forest", "contrast", "density")
+BASELINES = ("untrained", "untrained_pooled", "pca", "forest", "contrast", "density")
 PROTOCOLS = {
     "own": "own brain: {labels} labels of one half, tested on the other",
     "transfer": "transfer: labels of other blocks, to one that the backbone has not seen",

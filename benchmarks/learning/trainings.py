@@ -21,6 +21,7 @@ from cubeclf_core.console import say
 from cubeclf_core.errors import RunFailed
 from cubeclf_core.vit import Vit3dConfig
 from pretrain.config import PretrainConfig
+from pretrain.starting import network_config
 
 _TELL_EVERY_S = 30.0
 _RUN = "from pretrain.commands import pretrain; pretrain()"  # as cubeclf-pretrain does
@@ -77,9 +78,7 @@ def settings_of(method: str, effort: Effort) -> dict[str, Any]:
 def network_of(settings: Mapping[str, Any]) -> Vit3dConfig:
     """Network that `cubeclf-pretrain` makes with such settings."""
     config = PretrainConfig(("any",), out=Path("any"), **settings)
-    return Vit3dConfig(
-        size=config.size, channels=config.channels or 1, **dataclasses.asdict(config.network)
-    )
+    return network_config(config, config.channels or 1)
 
 
 def plan(

@@ -15,7 +15,7 @@ from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
 from cubeclf_core.draws import Draws
 from cubeclf_core.errors import CheckpointError, InputError, RunFailed
 from cubeclf_core.inflate import inflate
-from cubeclf_core.normalise import match_channels, standardise
+from cubeclf_core.normalise import match_channels, normalise
 from cubeclf_core.vit import Vit3d, Vit3dConfig
 
 TINY = "vit_tiny_patch16_224"
@@ -52,7 +52,7 @@ def test_a_backbone_survives_its_file_bit_for_bit(tmp_path: Path, settings: dict
     assert loaded.config == backbone.config
     assert not loaded.training
     assert origin["objective"] == "none"
-    x = standardise(cuboids(channels=backbone.config.channels))
+    x = normalise(cuboids(channels=backbone.config.channels))
     assert torch.equal(loaded.embed(x), backbone.embed(x))
 
 
@@ -87,7 +87,7 @@ def test_a_2d_file_is_inflated(tmp_path: Path, channels: int) -> None:
     assert backbone.config == expected
     assert same_weights(backbone, inflate(weights, expected))
     assert origin == {"backbone": name}
-    assert backbone.embed(standardise(cuboids(1, channels))).isfinite().all()
+    assert backbone.embed(normalise(cuboids(1, channels))).isfinite().all()
     sincos = Vit3dConfig(patch_um=(10.0, 10.0, 10.0))
     assert load_backbone(name, config=sincos)[0].config == sincos
     with pytest.raises(InputError, match=r"model.safetensors: .* of size tiny .*small"):
@@ -166,14 +166,14 @@ def test_one_backbone_serves_signal_alone_and_with_background(tmp_path: Path, na
         save_file(image_weights(), name)
     backbone, _ = load_backbone(name)
     raw = cuboids()
-    alone = match_channels(standardise(raw[:, :1]), 2)
-    dropped = standardise(drop_background(raw, Draws(0, 0, range(3)), probability=1.0))
+    alone = match_channels(normalise(raw[:, :1]), 2)
+    dropped = normalise(drop_background(raw, Draws(0, 0, range(3)), probability=1.0))
     torch.testing.assert_close(dropped, alone)  # in training as in use
     constant = raw.clone()
     constant[:, 1] = 117.0  # a background that was never acquired
-    both, signal = backbone.embed(standardise(raw)), backbone.embed(alone)
+    both, signal = backbone.embed(normalise(raw)), backbone.embed(alone)
     for features in (both, signal):
         assert features.isfinite().all()
         assert torch.pdist(features).min() > 1e-3  # cuboids are told apart
-    torch.testing.assert_close(backbone.embed(standardise(constant)), signal)
+    torch.testing.assert_close(backbone.embed(normalise(constant)), signal)
     assert (both - signal).abs().max() > 1e-3  # the background is looked at

@@ -32,7 +32,7 @@ def test_printed_config_is_read_back(command, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         ((), "--brains"),
-        (("a.zarr", "--out", "r", "--method", "simclr"), "mae"),
+        (("a.zarr", "--out", "r", "--method", "moco"), "mae"),
         (("a.zarr", "--out", "r", "--steps", "many"), "--steps"),
         (("a.zarr", "--out", "r", "--no-such-flag", "1"), "--no-such-flag"),
         (("--config",), "--config"),

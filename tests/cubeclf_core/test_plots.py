@@ -20,7 +20,8 @@ from cubeclf_core.pretraining_plots import reconstruction_mosaic, token_map, tra
 Lines = list[dict[str, Any]]
 NAMES = re.findall(
     r"\w+",
-    "loss neighbour_mean cross_entropy koleo ibot uniform teacher_entropy marginal_entropy kl "
+    "loss neighbour_mean chance found cross_entropy koleo ibot uniform teacher_entropy kl "
+    "marginal_entropy "
     "learning_rate weight_decay momentum teacher_temperature gradient_norm cuboids_per_s "
     "wait_share faults rank_me rank_me_class feature_deviation mean_cosine probe_knn_auc "
     "probe_linear_auc shortcut_brain shortcut_brain_chance shortcut_intensity shortcut_depth",
@@ -70,7 +71,7 @@ def test_a_panel_for_each_question_that_has_data(tmp_path: Path) -> None:
     }
     everything = [{"step": s} | dict.fromkeys(NAMES, 0.5) for s in range(3)]
     full = panels(curves(tmp_path, everything))
-    assert len(full) == 9
+    assert len(full) == 10
     labels = {label for axes in full.values() for label in drawn(axes)}
     assert {"loss", "mean of neighbours", "cross-entropy", "chance", "depth, R²"} <= labels
 

@@ -13,7 +13,7 @@ from scipy.ndimage import map_coordinates
 
 from cubeclf_core.backbones import build_backbone
 from cubeclf_core.errors import InputError
-from cubeclf_core.normalise import match_channels, standardise
+from cubeclf_core.normalise import match_channels, normalise
 from cubeclf_core.vit import SIZES, Vit3d, Vit3dConfig, sincos_positions
 
 
@@ -30,10 +30,10 @@ def test_tokens_are_patches_of_the_given_size() -> None:
     backbone = nano()
     assert backbone.config.patch_shape == (4, 10, 10)
     assert backbone.config.grid == (5, 5, 5)
-    assert backbone(standardise(cuboids())).shape == (3, 126, 96)
-    assert backbone.embed(standardise(cuboids())).shape == (3, 3 * 96)
+    assert backbone(normalise(cuboids())).shape == (3, 126, 96)
+    assert backbone.embed(normalise(cuboids())).shape == (3, 3 * 96)
     isotropic = nano(patch_um=(10.0, 10.0, 10.0))
-    assert isotropic(standardise(cuboids(1))).shape == (1, 251, 96)
+    assert isotropic(normalise(cuboids(1))).shape == (1, 251, 96)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_every_size_can_be_built(size: str) -> None:
 
 
 def test_kept_tokens_keep_their_place() -> None:
-    backbone, x = nano(), standardise(cuboids())
+    backbone, x = nano(), normalise(cuboids())
     everything = torch.arange(125).expand(3, -1)
     torch.testing.assert_close(backbone(x, everything), backbone(x))
     order = torch.randperm(125).expand(3, -1)
@@ -86,7 +86,7 @@ def test_positions_are_distinct_and_resampled_for_other_views() -> None:
     own = backbone.positions((5, 5, 5))[0]
     assert torch.cdist(own, own).fill_diagonal_(1).min() > 1e-3
     assert backbone.positions((3, 3, 3)).shape == (1, 27, 96)
-    view = standardise(cuboids())[:, :, :12, :30, :30]
+    view = normalise(cuboids())[:, :, :12, :30, :30]
     assert backbone(view).shape == (3, 28, 96)
     # the middle of an odd grid is where it was
     torch.testing.assert_close(backbone.positions((3, 3, 3))[0, 13], own[62])
@@ -109,13 +109,13 @@ def test_learned_positions_are_trained_by_views_of_any_size() -> None:
     assert 0.018 < backbone.pos_embed.std() < 0.022
     for view in (cuboids(1), cuboids(1)[:, :, :8, :30, :30]):
         backbone.zero_grad()
-        backbone(standardise(view))[:, 1:].square().sum().backward()
+        backbone(normalise(view))[:, 1:].square().sum().backward()
         assert (backbone.pos_embed.grad.abs().sum(2) > 0).float().mean() > 0.5
     assert not nano().pos_embed.requires_grad
 
 
 def test_register_tokens_take_part_and_are_left_out() -> None:
-    backbone, x = nano(register_tokens=4), standardise(cuboids())
+    backbone, x = nano(register_tokens=4), normalise(cuboids())
     before = backbone(x)
     assert before.shape == (3, 126, 96)
     assert backbone(x, torch.arange(30).expand(3, -1)).shape == (3, 31, 96)
@@ -129,7 +129,7 @@ def test_register_tokens_take_part_and_are_left_out() -> None:
 
 
 def test_masked_content_cannot_be_seen_but_its_place_can() -> None:
-    backbone, x = nano(register_tokens=1), standardise(cuboids())
+    backbone, x = nano(register_tokens=1), normalise(cuboids())
     token = torch.randn(1, 1, 96, generator=torch.Generator().manual_seed(1))
     masked = torch.zeros(3, 5, 5, 5, dtype=torch.bool)
     masked[:, 1:3, :, 2:] = True
@@ -146,7 +146,7 @@ def test_masked_content_cannot_be_seen_but_its_place_can() -> None:
 
 
 def test_the_mask_token_learns() -> None:
-    backbone, x = nano(), standardise(cuboids(1))
+    backbone, x = nano(), normalise(cuboids(1))
     token = torch.zeros(1, 1, 96, requires_grad=True)
     masked = torch.arange(125)[None] < 40
     backbone(x, masked=masked, mask_token=token)[:, 1:][masked].square().sum().backward()
@@ -158,7 +158,7 @@ def test_the_mask_token_learns() -> None:
 
 
 def test_drop_path_acts_in_training_alone_and_more_with_depth() -> None:
-    backbone, x = nano(drop_path=0.5), standardise(cuboids())
+    backbone, x = nano(drop_path=0.5), normalise(cuboids())
     assert torch.equal(backbone.eval()(x), nano()(x))  # the same weights
     backbone.train()
     with torch.random.fork_rng(devices=[]):
@@ -169,7 +169,7 @@ def test_drop_path_acts_in_training_alone_and_more_with_depth() -> None:
 
 
 def test_layer_scale_starts_where_it_is_told() -> None:
-    x = standardise(cuboids(1))
+    x = normalise(cuboids(1))
     embedded = nano().patch_embed(x) + nano().positions((5, 5, 5))
     tiny = nano(layer_scale=1e-5)
     torch.testing.assert_close(tiny(x)[:, 1:], tiny.norm(embedded), atol=1e-3, rtol=1e-3)
@@ -181,7 +181,7 @@ def test_layer_scale_starts_where_it_is_told() -> None:
 
 def test_it_compiles_without_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # checks cannot be traced
-    backbone, view = nano(register_tokens=2, positions="learned"), standardise(cuboids(1))
+    backbone, view = nano(register_tokens=2, positions="learned"), normalise(cuboids(1))
     view, masked = view[:, :, :8, :30, :30], torch.arange(18)[None] < 5
     token = torch.ones(1, 1, 96)
     compiled = torch.compile(backbone, backend="eager", fullgraph=True)
@@ -199,7 +199,7 @@ def test_sincos_tells_the_axes_apart() -> None:
 
 def test_centre_counts_in_the_embedding() -> None:
     """Features pooled at the centre move more when the centre changes than when a corner does."""
-    backbone, x = nano(), standardise(cuboids(1))
+    backbone, x = nano(), normalise(cuboids(1))
     centre, corner = x.clone(), x.clone()
     centre[:, :, 8:12, 20:30, 20:30] += 5
     corner[:, :, :4, :10, :10] += 5
@@ -207,17 +207,44 @@ def test_centre_counts_in_the_embedding() -> None:
     assert (backbone.embed(centre) - base).norm() > 1.5 * (backbone.embed(corner) - base).norm()
 
 
-@given(st.floats(0.01, 100), st.floats(-500, 500))
-def test_standardising_forgets_gain_and_offset(gain: float, offset: float) -> None:
+@given(st.floats(0.01, 100), st.floats(0, 500))
+def test_normalising_forgets_gain_and_keeps_contrast(gain: float, offset: float) -> None:
     raw = cuboids(2).double()
-    x = standardise(raw)
+    x = normalise(raw)
     torch.testing.assert_close(x.mean((2, 3, 4)), torch.zeros(2, 2), atol=1e-4, rtol=0)
-    torch.testing.assert_close(x.std((2, 3, 4)), torch.ones(2, 2), atol=1e-3, rtol=0)
-    torch.testing.assert_close(standardise(gain * raw + offset), x, atol=2e-2, rtol=0)
+    mean, deviation = raw.mean((2, 3, 4)), raw.std((2, 3, 4), correction=0)
+    expected = (deviation / (0.12 * mean)).sqrt().float()
+    torch.testing.assert_close(x.std((2, 3, 4), correction=0), expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(normalise(gain * raw), x, atol=1e-3, rtol=1e-3)
+    less = (mean / (mean + offset)).sqrt().float()[:, :, None, None, None]
+    torch.testing.assert_close(normalise(raw + offset), less * x, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("mean", [0.0, -300.0, 1e-6])
+def test_cuboids_without_background_stay_finite(mean: float) -> None:
+    raw = cuboids(2).double()
+    x = normalise(raw - raw.mean((2, 3, 4), keepdim=True) + mean)
+    expected = torch.full((2, 2), 10**0.5)
+    torch.testing.assert_close(x.std((2, 3, 4), correction=0), expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("register_tokens", [0, 2])
+def test_a_projection_makes_the_embedding_of_the_pooled_tokens(register_tokens: int) -> None:
+    plain, projecting = (
+        nano(projection=n, register_tokens=register_tokens).eval() for n in (0, 24)
+    )
+    shared = {k: v for k, v in projecting.state_dict().items() if k in plain.state_dict()}
+    plain.load_state_dict(shared)
+    x = normalise(cuboids(4))
+    assert (plain.embedding_width, projecting.embedding_width) == (3 * 96, 24)
+    pooled = plain.embed(x)
+    torch.testing.assert_close(projecting.projection(pooled), projecting.embed(x))
+    torch.testing.assert_close(projecting.projection(3 * pooled + 1), projecting.embed(x))
+    assert projecting.embed(x).shape == (4, 24)
 
 
 def test_missing_and_constant_channels_are_zero() -> None:
     raw = cuboids(channels=1)
-    assert not match_channels(standardise(raw), 2)[:, 1].any()
+    assert not match_channels(normalise(raw), 2)[:, 1].any()
     assert torch.equal(match_channels(cuboids(), 1), cuboids()[:, :1])
-    assert not standardise(torch.full((1, 1, 4, 4, 4), 317.0)).any()
+    assert not normalise(torch.full((1, 1, 4, 4, 4), 317.0)).any()

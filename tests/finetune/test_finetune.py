@@ -253,11 +253,18 @@ def test_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "b.safetensors", "backbone")
 
 
+def test_weights_for_another_normalisation_are_refused(tmp_path: Path) -> None:
+    header = Header(kind="backbone", backbone={}, normalisation="cuboid")
+    save_checkpoint(tmp_path / "b.safetensors", header, {"x": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"normalised by 'cuboid'; this .* 'contrast'"):
+        load_checkpoint(tmp_path / "b.safetensors", "backbone")
+
+
 def test_a_header_tells_what_the_weights_are(tmp_path: Path) -> None:
     save_classifier(tmp_path / "c.safetensors", fitted(), {"labels": 36})
     header, _ = load_checkpoint(tmp_path / "c.safetensors", "classifier")
     assert header.backbone["voxel_size_um"] == [5.0, 1.0, 1.0]
-    assert header.normalisation == "cuboid"
+    assert header.normalisation == "contrast"
     assert header.head == {"kind": "linear", "n_classes": 2}
     assert set(header.provenance["packages"]) >= {"cubeclf", "torch"}
 

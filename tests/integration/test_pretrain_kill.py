@@ -47,6 +47,7 @@ STEPS = 24
 SETTINGS = ("--size", "nano", "--steps", STEPS, "--batch-size", 4, "--memory-gb", 0.25)
 OFTEN = ("--log-every", 1, "--checkpoint-every", 4, "--monitor-every", 12, "--logger", "none")
 METHODS = {
+    "simclr": (),
     "mae": (),
     "dino": ("--settings.prototypes", 64, "--settings.local-views", 1),
     "dinov2": ("--settings.prototypes", 64, "--settings.local-views", 1),
@@ -111,6 +112,7 @@ def assert_resumes_exactly(out: Path, volume: Path, method: str, reference: Path
     "method",
     [
         "mae",
+        pytest.param("simclr", marks=pytest.mark.slow),
         pytest.param("dino", marks=pytest.mark.slow),
         pytest.param("dinov2", marks=pytest.mark.slow),
     ],

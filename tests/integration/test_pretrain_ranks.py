@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 SETTINGS = {
+    "simclr": (),
     "mae": (),
     "dino": ("--settings.prototypes", "64", "--settings.local-views", "1"),
     "dinov2": ("--settings.prototypes", "64", "--settings.local-views", "1"),

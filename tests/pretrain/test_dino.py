@@ -132,7 +132,7 @@ def test_told_numbers_fit_each_other(objective, counts) -> None:
 
 @pytest.mark.parametrize(("keep", "tokens"), [(1.0, 9), (0.5, 5), (0.01, 2)])
 def test_student_sees_a_share_of_the_patches(objective, counts, keep: float, tokens: int) -> None:
-    model = objective("dino", student_keep=keep, local_views=0)
+    model = objective("dino", student_keep=keep, local_views=0, features="class")
     seen = []
     model.backbone.blocks[0].register_forward_hook(lambda _, x, y: seen.append(y.shape[1]))
     loss, _ = model(counts(2, model.canvas_shape), Draws(0, 0, range(2)), 0.0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cubeclf_core.config import AugmentConfig
 from cubeclf_core.draws import Draws
-from cubeclf_core.normalise import standardise
+from cubeclf_core.normalise import normalise
 from pretrain import mae
 from pretrain.masks import draw_mask
 
@@ -34,7 +34,7 @@ def test_unpatchify_undoes_patchify(patch, grid, channels: int) -> None:
 
 
 def test_error_is_that_of_a_naive_loop(counts) -> None:
-    x = standardise(counts(3, (8, 20, 20)))
+    x = normalise(counts(3, (8, 20, 20)))
     x[2, 1] = 0  # a channel that was blanked
     masked = hide(3)
     guess = torch.randn(3, 8, 2, 400, generator=torch.Generator().manual_seed(3))
@@ -82,7 +82,7 @@ def test_neighbour_mean_is_that_of_a_naive_loop() -> None:
 
 def test_the_encoder_does_not_see_what_is_masked(objective, counts) -> None:
     model = objective("mae").eval()
-    x = standardise(counts(2, (8, 20, 20)))
+    x = normalise(counts(2, (8, 20, 20)))
     masked = hide(2)
     patches = mae.patchify(x, (4, 10, 10))
     patches = torch.where(masked[:, :, None, None], 1000.0, patches)

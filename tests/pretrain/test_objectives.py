@@ -12,11 +12,12 @@ from torch import nn
 
 from cubeclf_core.draws import Draws
 from cubeclf_core.errors import InputError
-from cubeclf_core.normalise import standardise
+from cubeclf_core.normalise import normalise
 from pretrain.objective import Objective
 from pretrain.objectives import OBJECTIVES, load_objective, make_settings
 
-WITHOUT_KOLEO = {"mae": {}, "dino": {"koleo_weight": 0}, "dinov2": {"koleo_weight": 0}}
+# SimCLR compares cuboids with each other, and under accumulation with those of a part.
+ADDS_UP = {"mae": {}, "dino": {"koleo_weight": 0}, "dinov2": {"koleo_weight": 0}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class ToySettings:
 
 
 class Toy(Objective):
-    """Tells the deviation of raw counts from a standardised cuboid."""
+    """Tells the deviation of raw counts from a normalised cuboid."""
 
     Settings = ToySettings
 
@@ -47,7 +48,7 @@ class Toy(Objective):
 
     def forward(self, cuboids, draws, progress):
         wanted = cuboids.std(dim=(1, 2, 3, 4)) / 100
-        token = self.backbone(standardise(cuboids))[:, 0] / 10
+        token = self.backbone(normalise(cuboids))[:, 0] / 10
         error = (self.guess(token)[:, 0] - wanted).square()
         return self.weight * error.mean(), {"per_cuboid": error.detach()}
 
@@ -63,8 +64,8 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_are_known_without_torch() -> None:
     code = "import pretrain.objectives, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
-    with pytest.raises(InputError, match="no objective 'simclr'; expected one of mae, dino, dino"):
-        load_objective("simclr")
+    with pytest.raises(InputError, match="no objective 'moco'; expected one of mae, dino, dino"):
+        load_objective("moco")
 
 
 def test_settings_are_read_from_yaml() -> None:
@@ -134,10 +135,10 @@ def test_one_seed_gives_one_loss(objective, counts, name: str) -> None:
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ADDS_UP)
 def test_parts_of_a_batch_make_the_whole(objective, counts, name: str) -> None:
     """Also at the first step, before there are centres, and with channels left out."""
-    whole, cut = (objective(name, **WITHOUT_KOLEO[name]) for _ in range(2))
+    whole, cut = (objective(name, **ADDS_UP[name]) for _ in range(2))
     start = {key: value.clone() for key, value in whole.state_dict().items()}
     for number in range(3):
         cuboids = counts(8, whole.canvas_shape, seed=number)

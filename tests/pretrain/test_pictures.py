@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from cubeclf_core.backbones import build_backbone
 from cubeclf_core.errors import VolumeTooSmall
-from cubeclf_core.normalise import standardise
+from cubeclf_core.normalise import normalise
 from cubeclf_core.tissue import survey
 from cubeclf_core.vit import Vit3d, Vit3dConfig
 from cubeclf_core.volumes import ArraySource, Volume
@@ -71,7 +71,7 @@ def test_tokens_are_those_of_the_backbone_in_their_places() -> None:
         for x in (0, 50, 100):
             cuboid = torch.tensor(voxels[None, None, :, y : y + 50, x : x + 50]).float()
             with torch.no_grad():
-                patches = net(standardise(cuboid))[0, -CONFIG.grid[0] * 25 :]
+                patches = net(normalise(cuboid))[0, -CONFIG.grid[0] * 25 :]
             row.append(patches.unflatten(0, CONFIG.grid)[CONFIG.grid[0] // 2])
         rows.append(torch.cat(row, dim=1))
     whole = torch.cat(rows, dim=0)

@@ -12,7 +12,7 @@ from cubeclf_core.backbones import build_backbone
 from cubeclf_core.brains import Brain
 from cubeclf_core.cells import CELL, Cells
 from cubeclf_core.errors import CellsError
-from cubeclf_core.normalise import standardise
+from cubeclf_core.normalise import normalise
 from cubeclf_core.sources import ArraySource
 from cubeclf_core.vit import Vit3d, Vit3dConfig
 from cubeclf_core.volumes import Volume
@@ -51,7 +51,7 @@ def test_embed_takes_the_middle_and_leaves_the_mode() -> None:
     assert [block.training for block in backbone.blocks] == [True, False, True, True]
     backbone.eval()
     with torch.no_grad():
-        tokens = backbone(standardise(canvases[:, :, 2:10, 5:25, 3:23]))
+        tokens = backbone(normalise(canvases[:, :, 2:10, 5:25, 3:23]))
         torch.testing.assert_close(token, tokens[:, 0])
         torch.testing.assert_close(pooled, backbone.pool_tokens(tokens))
     assert not pooled.requires_grad

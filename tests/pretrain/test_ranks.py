@@ -18,7 +18,7 @@ from pretrain.objectives import OBJECTIVES
 CASES = {
     **{name: (name, {}) for name in OBJECTIVES},
     "sinkhorn": ("dinov2", {"centring": "sinkhorn"}),
-    "pooled": ("dino", {"features": "pooled"}),
+    "class": ("dino", {"features": "class"}),
 }
 BATCH, STEPS = 8, 3
 

