@@ -81,7 +81,8 @@ def load_checkpoint(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
     Raises
     ------
     CheckpointError
-        If there is no such file, it is not ours, of another kind, or of a newer version.
+        If there is no such file, it is not ours, of another kind or normalisation, or of a newer
+        version.
     """
     file = path / "exported" / f"{kind}.safetensors" if path.is_dir() else path
     if not file.is_file():

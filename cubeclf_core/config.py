@@ -112,7 +112,7 @@ class AugmentConfig:
         Share of the views that have to do with the signal alone.
     rescale
         Normalised channels are multiplied by a factor between e^-rescale and e^rescale, and
-        shifted by up to rescale deviations.
+        shifted by up to rescale, in the units that the network sees.
     surroundings
         Share of the large views of SimCLR, DINO and DINOv2 that get the surroundings of another
         cuboid, so that what is compared is the object at the centre. They exchange in groups of

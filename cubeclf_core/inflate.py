@@ -2,7 +2,8 @@
 
 As in I3D (Carreira & Zisserman, arXiv:1705.07750), what was learned on images is repeated along z
 and divided, so that a volume that is the same in every plane gives what its one plane gave. Blocks
-load as they are, and nothing that the weights lack is left random.
+load as they are, and nothing that the weights lack is left random but the projection, which images
+have no use for.
 """
 
 from __future__ import annotations

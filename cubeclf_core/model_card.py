@@ -11,7 +11,8 @@ from cubeclf_core.normalise import NORMALISATION
 from cubeclf_core.vit import Vit3d
 
 _NORMALISATIONS = {
-    "contrast": "each channel of each cuboid less its mean, by √(its deviation × 0.12 its mean)"
+    "contrast": "of each channel of each cuboid, (x - mean) / √(deviation × the larger of "
+    "0.12 mean and 0.1 deviation)"
 }
 
 
@@ -98,8 +99,8 @@ def _limits(backbone: Vit3d, names: str) -> str:
         f"The training used {names}. This card holds no result on other brains, species, stains or "
         "microscopes: measure on labelled cells of your own before you rely on it.",
         f"It takes voxels of {size} µm; cubeclf resamples other data to them.",
-        "Normalisation takes the brightness and the contrast of a whole cuboid away: what differs "
-        "in these alone looks the same to it.",
+        "Another gain of the camera leaves its input as it was. Another offset, or a background "
+        "that was subtracted, does not: it changes contrast, which counts.",
         "Results of probes are of the labelled cells that the run was given; all others are of the "
         "brains that it was trained on.",
         "It is no classifier: without fine-tuning it says nothing about what is a cell.",

@@ -3,7 +3,8 @@
 Two ways suggest themselves, and both lose something. Divided by its standard deviation, a cuboid
 with a bright cell looks like one with a dim one, though contrast tells cells from artefacts.
 Divided by its mean, tissue with more texture looks as if it had more contrast. What a network sees
-is divided by the geometric mean of the two: half of the contrast is left, and half of the noise.
+is divided by the geometric mean of the two: the root of the contrast is left, and the root of how
+far the object stands out.
 
 The statistics are the cuboid's own, so a classifier needs no numbers from the brain it runs on, and
 another gain of the microscope leaves its input as it was. Another offset does not: with a higher

@@ -28,28 +28,36 @@ def swap_surroundings(
     probability: float,
     radius_um: tuple[float, float],
     voxel_size_um: Size3,
+    view: int = 0,
 ) -> Float[Tensor, "b c z y x"]:
     """Give cuboids the surroundings of another one in their group of four.
+
+    Views of one cuboid, up to three, get those of different ones. Where the batch is no multiple of
+    four but even, they exchange in pairs, and all views get the same.
 
     Parameters
     ----------
     cuboids
         Normalised, so that brightness does not tell one from the other.
     draws
-        Source of the choices.
+        Source of the choices; the same for all views of a cuboid.
     probability
         Of a cuboid to get other surroundings.
     radius_um
         Least and largest radius, in y and x, of the ball around the centre that stays.
     voxel_size_um
         z y x.
+    view
+        Which of the views of each cuboid these are.
     """
     group = next(n for n in (GROUP, 2, 1) if len(cuboids) % n == 0)
     if group == 1:
         return cuboids
     index = torch.arange(len(cuboids), device=cuboids.device)
-    step = 1 + (draws.uniform() * (group - 1)).long()
+    first = (draws.fork(0).uniform() * (group - 1)).long()
+    step = 1 + (first + view) % (group - 1)
     partner = (index // group) * group + (index % group + step) % group
+    draws = draws.fork(1 + view)
     radius = draws.uniform(1, 1, 1, 1, low=radius_um[0], high=radius_um[1])
     size = (voxel_size_um[0] / _AXIAL, *voxel_size_um[1:])
     distance = _distances(cuboids, size)

@@ -268,7 +268,7 @@ class Vit3d(VisionTransformer):
 
 
 def _projection(width: int, to: int) -> nn.Module:
-    """Two layers, as SimCLR's (Chen et al., arXiv:2002.05709), on features of one scale."""
+    """Two layers as SimCLR's (Chen et al., arXiv:2002.05709), of normalised features, with GELU."""
     if not to:
         return nn.Identity()
     return nn.Sequential(

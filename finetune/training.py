@@ -22,11 +22,13 @@ from torch import Tensor
 from cubeclf_core.augment import bend, drop_background, flip_and_rotate, photon_noise
 from cubeclf_core.axes import Size3
 from cubeclf_core.classifier import Classifier
+from cubeclf_core.config import AugmentConfig
 from cubeclf_core.console import progress
 from cubeclf_core.draws import Draws
 from finetune.config import FinetuneConfig
 from finetune.labels import Labelled
 
+_GAMMA, _NOISE = AugmentConfig.gamma, AugmentConfig.noise  # contrast tells what a cell is
 _COPIES = 4  # flipped and rotated, of each cuboid, for the head
 _INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # C of the logistic regression, to choose from
 
@@ -143,8 +145,8 @@ def _augment(
 ) -> Float[Tensor, "b c z y x"]:
     """Change what tells nothing of a cell: where it points, how it was photographed."""
     cuboids = flip_and_rotate(cuboids, draws.fork(0), voxel_size_um=voxel_size_um)
-    cuboids = bend(cuboids, draws.fork(1), gamma=0.25)
-    cuboids = photon_noise(cuboids, draws.fork(2), noise=0.2)
+    cuboids = bend(cuboids, draws.fork(1), gamma=_GAMMA)
+    cuboids = photon_noise(cuboids, draws.fork(2), noise=_NOISE)
     return drop_background(cuboids, draws.fork(3), probability=0.1)
 
 

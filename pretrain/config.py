@@ -62,7 +62,7 @@ class PretrainConfig:
     how it goes. A run that was killed goes on with the same command and --resume. On several
     devices: torchrun --nproc-per-node 4 $(which cubeclf-pretrain) ….
 
-    Settings of the objective (--settings.mask-ratio 0.6), of the network (--network.drop-path 0.1)
+    Settings of the objective (--settings.temperature 0.1), of the network (--network.drop-path 0.1)
     and of the augmentation (--augment.warp 0) may also stand in a --config file; --print-config
     lists them.
 

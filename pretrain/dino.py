@@ -2,13 +2,13 @@
 
 DINO (Caron et al., arXiv:2104.14294), with lightly's head. Ours departs in this: all views are cut
 unresized from a canvas larger than the cuboid, because size is diagnostic; augmentation is that of
-a microscope; the head is small, as the data is; and the teacher's mean class token is taken off
-before the head. Class tokens of a fresh network differ little between cuboids, and a head that sees
-mostly what they share says the same of all, from which a short run does not recover. Both centres
-are plain means over the first steps. KoLeo (Sablayrolles et al., arXiv:1806.03198), as in DINOv2,
-keeps class tokens apart: on few small volumes the loss alone makes do with a few directions.
-The head gets pooled tokens, which is what a classifier is later built on, and by a setting the
-class token as in the paper. Large views get the surroundings of another cuboid
+a microscope; the head is small, as the data is; it gets the embedding on which a classifier is
+later built (`Vit3d.pool_tokens`), and by a setting the class token as in the paper; and the
+teacher's mean embedding is taken off before the head. Embeddings of a fresh network differ little
+between cuboids, and a head that sees mostly what they share says the same of all, from which a
+short run does not recover. Both centres are plain means over the first steps. KoLeo (Sablayrolles
+et al., arXiv:1806.03198), as in DINOv2, keeps embeddings apart: on few small volumes the loss alone
+makes do with a few directions. Global views get the surroundings of another cuboid
 (`cubeclf_core.surroundings`).
 """
 
@@ -68,7 +68,7 @@ class DinoSettings:
     momentum
         Of the teacher, at the start; it rises to 1 along a cosine.
     koleo_weight
-        Of the term that keeps class tokens apart.
+        Of the term that keeps embeddings apart.
     freeze_last_layer
         Share of the steps, at the start, in which the head's last layer stays as it is.
     student_keep
@@ -82,7 +82,7 @@ class DinoSettings:
     prototypes: int = 2048
     local_views: int = 4
     local_patches: tuple[int, int, int] = (3, 3, 3)
-    canvas_margin: tuple[int, int, int] = (4, 10, 10)
+    canvas_margin: tuple[int, int, int] = (1, 4, 4)
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
     temperature_warm_up: float = 0.3
     momentum: float = 0.99
@@ -140,7 +140,7 @@ class Dino(Objective):
         self.teacher_head.requires_grad_(False)
         self.centre = MovingMean(torch.zeros(settings.prototypes))
         noise = tokens_of_noise(self.teacher)[None]
-        self.feature_centre = MovingMean(self._features(noise, config.grid)[0])
+        self.feature_centre = MovingMean(self._features(self.teacher, noise, config.grid)[0])
 
     @property
     def exported(self) -> Vit3d:
@@ -217,12 +217,12 @@ class Dino(Objective):
         return [draws.fork(_HIDING + view) for view in range(_GLOBAL_VIEWS)]
 
     def _features(
-        self, tokens: Float[Tensor, "n token width"], grid: Shape3
+        self, network: Vit3d, tokens: Float[Tensor, "n token width"], grid: Shape3
     ) -> Float[Tensor, "n feature"]:
-        """What of a view's tokens goes to the head."""
+        """What a network's head gets of a view's tokens; pooling has weights of its own."""
         if self._settings.features == "class":
             return tokens[:, 0]
-        return self.backbone.pool_tokens(tokens, grid)
+        return network.pool_tokens(tokens, grid)
 
     def _view_loss(
         self,
@@ -234,16 +234,17 @@ class Dino(Objective):
         """Compare what teacher and student say of views, the local ones among them."""
         temperature, grid = self._temperature(progress), self.backbone.config.grid
         with torch.no_grad():
-            known = self._features(taught, grid)
+            known = self._features(self.teacher, taught, grid)
             self.feature_centre.add(known)
             logits = self.teacher_head(self._centred(known, self.feature_centre)).float()
             self.centre.add(logits)
             targets = self._targets(logits, self.centre, temperature)
             marginal = mean_over_ranks(targets.mean(0))
             entropy = torch.special.entr(targets).sum(-1).mean()
-        features = seen = self._features(learned, grid)
+        features = seen = self._features(self.backbone, learned, grid)
         if local is not None:
-            parts = self._features(self.backbone(local), self._settings.local_patches)
+            tokens = self.backbone(local)
+            parts = self._features(self.backbone, tokens, self._settings.local_patches)
             features = torch.cat([seen, parts])
         said = self.head(self._centred(features, self.feature_centre)).float()
         b = len(learned) // _GLOBAL_VIEWS

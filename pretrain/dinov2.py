@@ -67,7 +67,7 @@ class DinoV2Settings(DinoSettings):
 
 
 class DinoV2(Dino):
-    """DINO on class tokens, iBOT on the patches that are hidden from the student."""
+    """DINO on embeddings, iBOT on the patches that are hidden from the student."""
 
     Settings = DinoV2Settings
     _settings: DinoV2Settings
@@ -85,7 +85,7 @@ class DinoV2(Dino):
     def forward(
         self, cuboids: Float[Tensor, "b c z y x"], draws: Draws, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """DINO's loss on class tokens, and iBOT's on hidden patches.
+        """DINO's loss on embeddings, and iBOT's on hidden patches.
 
         `ibot` in the log is over views of which something is hidden; the loss has the others too,
         as zeros.

@@ -150,7 +150,9 @@ class Fit:
             draws = Draws(config.seed, step, items[rows], self.fabric.device)
             with self.fabric.no_backward_sync(model, enabled=i < n - 1):
                 loss, told = model(cuboids[rows], draws, share)
-                self._check_finite(loss, told.pop("per_cuboid"), step, batch, rows.start)
+                self._check_finite(
+                    loss, told.pop("per_cuboid"), cuboids[rows], step, batch, rows.start
+                )
                 self.fabric.backward(loss / n)
             for name, value in {"loss": loss, **told}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / n
@@ -173,12 +175,20 @@ class Fit:
         }
 
     def _check_finite(
-        self, loss: Tensor, per_cuboid: Tensor, step: int, batch: Batch, first: int
+        self,
+        loss: Tensor,
+        per_cuboid: Tensor,
+        cuboids: Tensor,
+        step: int,
+        batch: Batch,
+        first: int,
     ) -> None:
         """Stop on all ranks if the loss of any is not finite, and say where it came from."""
         if sum_over_ranks((~torch.isfinite(loss.detach())).float()) == 0:
             return
-        broken = (~torch.isfinite(per_cuboid)).nonzero().flatten().tolist()
+        # The raw ones first: a broken cuboid breaks those that are compared with it.
+        raw = ~torch.isfinite(cuboids).flatten(1).all(1)
+        broken = (raw if raw.any() else ~torch.isfinite(per_cuboid)).nonzero().flatten().tolist()
         where = ""
         if len(broken) == len(per_cuboid):
             where = ", for every cuboid alike"

@@ -11,7 +11,7 @@ from typing import Any
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # cubeclf-pretrain BRAIN --preset laptop --out runs/laptop
-    "laptop": {"size": "nano", "steps": 2000, "batch_size": 32},
+    "laptop": {"size": "nano", "steps": 300, "batch_size": 64},
     # cubeclf-pretrain BRAIN… --preset gpu --out runs/gpu
     # Not measured yet: no run on a GPU has been made.
     "gpu": {

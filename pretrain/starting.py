@@ -48,7 +48,14 @@ def starting_backbone(config: PretrainConfig, channels: int) -> Vit3d:
         return found.train()
     _require_same(config, found.config, wanted)
     network = build_backbone(wanted, config.seed)  # for its drop path, which holds no weights
-    network.load_state_dict(found.state_dict())
+    weights = network.state_dict()
+    kept = found.config.projection == wanted.projection  # else a new one: objectives differ in it
+    weights |= {
+        name: tensor
+        for name, tensor in found.state_dict().items()
+        if kept or not name.startswith("projection.")
+    }
+    network.load_state_dict(weights)
     return network
 
 
@@ -61,9 +68,10 @@ def network_config(config: PretrainConfig, channels: int) -> Vit3dConfig:
 
 
 def _require_same(config: PretrainConfig, found: Vit3dConfig, wanted: Vit3dConfig) -> None:
-    """Raise unless weights fit the network that is asked for, drop path aside."""
+    """Raise unless weights fit the network that is asked for; drop path and projection may not."""
     ours, theirs = asdict(wanted), asdict(found)
-    names = [name for name in ours if name != "drop_path" and ours[name] != theirs[name]]
+    free = ("drop_path", "projection")
+    names = [name for name in ours if name not in free and ours[name] != theirs[name]]
     if not names:
         return
     has = ", ".join(f"{name} {_spell(theirs[name])}" for name in names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -42,27 +44,29 @@ def make_global_views(
     network
         What the views are for.
     draws
-        Source of the choices; its forks 0 … n-1 are the views', and above 2048 are used too.
+        Source of the choices; its forks 0 … n-1 are the views', and 2048 is used too.
     augment
         How strong the changes are; with `surroundings`, what is around the object is another
-        canvas's, a different one in each view.
+        canvas's, a different one in each view (see `swap_surroundings`).
     """
     size = network.voxel_size_um
-    views = [
-        make_view(canvas, network.cuboid_shape, draws.fork(i), augment, size) for i in range(n)
-    ]
-    if not augment.surroundings:
-        return views
-    return [
-        swap_surroundings(
-            view,
-            draws.fork(_SWAPPING + i),
-            probability=augment.surroundings,
-            radius_um=augment.surroundings_um,
-            voxel_size_um=size,
-        )
-        for i, view in enumerate(views)
-    ]
+    whole = dataclasses.replace(augment, drop_background=0.0)
+    views = []
+    for i in range(n):
+        drawn = draws.fork(i)
+        view = make_view(canvas, network.cuboid_shape, drawn, whole, size)
+        if augment.surroundings:
+            view = swap_surroundings(
+                view,
+                draws.fork(_SWAPPING),
+                probability=augment.surroundings,
+                radius_um=augment.surroundings_um,
+                voxel_size_um=size,
+                view=i,
+            )
+        # Last, so that what is missing is missing everywhere: zero is that also when normalised.
+        views.append(_without_background(view, drawn, augment))
+    return views
 
 
 @torch.no_grad()
@@ -98,12 +102,18 @@ def make_view(
         if augment.flip:
             view = flip_and_rotate(view, draws.fork(1), voxel_size_um=voxel_size_um)
         view = change_intensities(view, draws.fork(2), augment, voxel_size_um)
-        if augment.drop_background and view.shape[1] > 1:
-            view = drop_background(view, draws.fork(3), probability=augment.drop_background)
-        view = normalise(view)
+        view = normalise(_without_background(view, draws, augment))
         if augment.rescale:
             view = rescale_channels(view, draws.fork(4), strength=augment.rescale)
         return view
+
+
+def _without_background(
+    view: Float[Tensor, "b c z y x"], draws: Draws, augment: AugmentConfig
+) -> Float[Tensor, "b c z y x"]:
+    if not augment.drop_background or view.shape[1] == 1:
+        return view
+    return drop_background(view, draws.fork(3), probability=augment.drop_background)
 
 
 def cut_view(

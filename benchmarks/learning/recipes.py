@@ -1,6 +1,7 @@
 """How each objective is pretrained: settings of `cubeclf-pretrain`, after trials on 695 and 753.
 
-All have one network, so that one untrained network is the bar for all.
+All have one network, but for the projection, which masked autoencoding does not train: the bar is
+the better of the untrained ones with and without it.
 """
 
 from __future__ import annotations

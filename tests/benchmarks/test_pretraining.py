@@ -224,12 +224,12 @@ def test_principal_components_are_those_of_the_unlabelled() -> None:
     patterns = torch.randn(2, 1, 4, 6, 6)
     weights = torch.randn(50, 2)
     unlabelled = torch.einsum("nk,kczyx->nczyx", weights, patterns)
-    block = replace(random_blocks(50)["695"], cuboids=3 * unlabelled + 7)  # gain and offset
+    block = replace(random_blocks(50)["695"], cuboids=3 * unlabelled)  # gain
     found = principal_components(unlabelled, {"695": block})["695"]
     assert found.shape == (50, 40)
     spread = found.std(0)
     assert spread[:2].min() > 1
-    assert spread[3:].max() < 1e-3  # a third comes of standardising
+    assert spread[3:].max() < 1e-3  # a third comes of normalising
 
 
 def test_blocks_are_read_whole_or_in_part(simulated_data: Path, tmp_path: Path) -> None:

@@ -10,13 +10,16 @@ from cubeclf_core.surroundings import swap_surroundings
 SIZE = (5.0, 1.0, 1.0)
 
 
-def swap(cuboids: torch.Tensor, items: range, probability: float = 1.0) -> torch.Tensor:
+def swap(
+    cuboids: torch.Tensor, items: range, probability: float = 1.0, view: int = 0
+) -> torch.Tensor:
     return swap_surroundings(
         cuboids,
         Draws(0, 1, items),
         probability=probability,
         radius_um=(10.0, 12.0),
         voxel_size_um=SIZE,
+        view=view,
     )
 
 
@@ -37,6 +40,13 @@ def test_the_middle_stays_and_the_rest_is_of_another_in_the_group(n: int) -> Non
     assert ((corner.round() - own).abs() >= 1).all()
     assert torch.equal(corner.round() // (4 if n % 4 == 0 else 2), own // (4 if n % 4 == 0 else 2))
     assert torch.equal(corner[:, 0], corner[:, 1]), "both channels are of one cuboid"
+
+
+def test_views_of_a_cuboid_get_the_surroundings_of_different_ones() -> None:
+    corners = [swap(plain(8), range(8), view=v)[:, 0, 0, 0, 0].round() for v in range(3)]
+    for own, others in enumerate(torch.stack(corners).T.tolist()):
+        group = own // 4 * 4
+        assert sorted([own, *others]) == [group, group + 1, group + 2, group + 3]
 
 
 def test_nothing_happens_without_probability_and_to_some_with_half() -> None:

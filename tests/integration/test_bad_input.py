@@ -233,7 +233,10 @@ def misleading_labels(w: World):
 def absurd_numbers(w: World):
     yield (*pretrain(w.brain, out=w.run), "--seed", -1), "--seed"
     yield (*pretrain(w.brain, out=w.run), "--learning-rate", "nan"), "--learning-rate"
-    yield (*pretrain(w.brain, out=w.run), "--settings.decoder-width", 97), "decoder_width"
+    yield (
+        (*pretrain(w.brain, out=w.run), "--method", "mae", "--settings.decoder-width", 97),
+        "mae.decoder_width",
+    )
     yield (*finetune("scratch:vit-nano", w.brains_file, w.run), "--seed", -1), "--seed"
     yield (*classify(w), "--voxel-size-um", 1000, 100, 100), "coarse"
 

@@ -49,7 +49,7 @@ def test_flags_win_over_config_and_config_over_preset(name: str, config_of, tmp_
 
 
 def test_printed_config_is_one_that_can_be_given(config_of, tmp_path) -> None:
-    nested = ("--settings.mask-ratio", 0.6, "--network.drop-path", 0.1, "--augment.warp", 0)
+    nested = ("--settings.temperature", 0.6, "--network.drop-path", 0.1, "--augment.warp", 0)
     first = config_of("--preset", "laptop", *nested)
     assert first["network"]["drop_path"] == 0.1
     assert first["augment"]["warp"] == 0
@@ -62,7 +62,7 @@ def test_probe_measures_exports_and_tells(command, simulated, tmp_path) -> None:
     brain, out = simulated(0), tmp_path / "run"
     outcome = command(
         *("cubeclf-pretrain", brain.volume, "--out", out, "--probe", brain.brains_file),
-        *("--steps", 4, *SMALL, *OFTEN),
+        *("--method", "mae", "--steps", 4, *SMALL, *OFTEN),
     )
     assert outcome.code == 0, outcome.err
     probed = [line for line in lines(out) if "probe_linear_auc" in line]
@@ -82,7 +82,11 @@ def test_probe_measures_exports_and_tells(command, simulated, tmp_path) -> None:
     assert any(line.startswith("probe     linear AUC") for line in outcome.lines)
 
 
-def test_a_cuboid_that_breaks_the_loss_is_named(command, simulated, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("method", ["simclr", "mae"])
+def test_a_cuboid_that_breaks_the_loss_is_named(
+    method: str, command, simulated, tmp_path, monkeypatch
+) -> None:
+    """Also where others are compared with it, whose loss it breaks too."""
     right = fit.to_network
     calls = []
 
@@ -95,9 +99,8 @@ def test_a_cuboid_that_breaks_the_loss_is_named(command, simulated, tmp_path, mo
 
     monkeypatch.setattr(fit, "to_network", broken)
     out = tmp_path / "run"
-    outcome = command(
-        "cubeclf-pretrain", simulated(0).volume, "--out", out, "--steps", 6, *SMALL, *OFTEN
-    )
+    words = ("--out", out, "--method", method, "--steps", 6, *SMALL, *OFTEN)
+    outcome = command("cubeclf-pretrain", simulated(0).volume, *words)
     assert outcome.code == 1
     origin = calls[2].origin[2].tolist()
     assert "the loss of step 2 is nan, from 1 cuboids" in outcome.lines[-1]
@@ -109,7 +112,8 @@ def test_accumulation_changes_nothing_but_rounding(command, simulated, tmp_path)
     losses = []
     for parts in (1, 2):
         out = tmp_path / str(parts)
-        words = ("--out", out, "--steps", 4, "--accumulate", parts, *SMALL, *OFTEN)
+        words = ("--out", out, "--method", "mae", "--steps", 4, "--accumulate", parts)
+        words = (*words, *SMALL, *OFTEN)
         assert command("cubeclf-pretrain", simulated(0).volume, *words).code == 0
         losses.append([line["loss"] for line in lines(out) if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -142,12 +146,16 @@ def test_a_collapse_is_told_of_and_then_stops_the_run(command, simulated, tmp_pa
 
 @pytest.mark.parametrize(
     "method",
-    ["dino", *(pytest.param(method, marks=pytest.mark.slow) for method in ("mae", "dinov2"))],
+    ["dino", *(pytest.param(m, marks=pytest.mark.slow) for m in ("simclr", "mae", "dinov2"))],
 )
 def test_bfloat16_keeps_the_counts(method: str, command, simulated, tmp_path) -> None:
     """Warped views too, which are interpolated from raw counts."""
     losses = []
-    small = () if method == "mae" else ("--settings.prototypes", 64, "--settings.local-views", 1)
+    small = (
+        ()
+        if method in ("simclr", "mae")
+        else ("--settings.prototypes", 64, "--settings.local-views", 1)
+    )
     for precision in ("32-true", "bf16-mixed"):
         out = tmp_path / precision
         words = ("--out", out, "--steps", 2, "--precision", precision, "--method", method, *small)
@@ -169,7 +177,8 @@ def test_a_gradient_that_is_not_finite_leaves_the_checkpoint(
             self.predict.bias.grad[0] = torch.inf
 
     out = tmp_path / "run"
-    words = ("cubeclf-pretrain", simulated(0).volume, "--out", out, "--steps", 6, *SMALL, *OFTEN)
+    words = ("cubeclf-pretrain", simulated(0).volume, "--out", out, "--method", "mae")
+    words = (*words, "--steps", 6, *SMALL, *OFTEN)
     with monkeypatch.context() as patch:
         patch.setattr(Mae, "before_update", broken)
         outcome = command(*words)
@@ -192,7 +201,7 @@ def test_resume_never_takes_a_folder_that_is_not_this_run(command, simulated, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["mae", "dino"])
+@pytest.mark.parametrize("method", ["simclr", "mae", "dino"])
 def test_compiled_networks_learn_the_same(method: str, simulated, tmp_path) -> None:
     """In processes of their own, as the compiler does not know the types that tests check."""
     losses = []

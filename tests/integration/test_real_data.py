@@ -97,7 +97,7 @@ def test_dino_learns_on_serial_two_photon(crop, real_data, tmp_path, succeed, re
     succeed("cubeclf-pretrain", crop, "--method", "dino", *small, *head, "--out", run)
     loss = np.mean([line["cross_entropy"] for line in log_of(run)[-3:]])
     found = json.loads((run / "metrics.json").read_text())
-    ranks = {which: found[which]["rank_me_class"] for which in ("trained", "untrained")}
+    ranks = {which: found[which]["rank_me"] for which in ("trained", "untrained")}
     report(f"DINO on the crop: cross-entropy {loss:.4f}, ln K {math.log(512):.4f}, {ranks}")
     assert loss < math.log(512)
     assert ranks["trained"] > ranks["untrained"]

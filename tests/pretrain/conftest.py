@@ -33,10 +33,17 @@ def make_objective(
     """An objective on a grid of 2 × 2 × 2 patches, the same at every call."""
     kind = load_objective(name)
     values = SMALL_VIEWS | settings if name.startswith("dino") else settings
-    config = Vit3dConfig(size="nano", channels=channels, cuboid_shape=shape, **(network or {}))
+    made_settings = make_settings(kind, values)
+    projection = 16 if kind.projects(made_settings) else 0
+    config = Vit3dConfig(
+        size="nano",
+        channels=channels,
+        cuboid_shape=shape,
+        **{"projection": projection, **(network or {})},
+    )
     torch.manual_seed(1)
     backbone = build_backbone(config, seed=0)
-    made: Objective = kind(backbone, make_settings(kind, values), augment or AugmentConfig())
+    made: Objective = kind(backbone, made_settings, augment or AugmentConfig())
     return made
 
 

@@ -140,6 +140,21 @@ def test_student_sees_a_share_of_the_patches(objective, counts, keep: float, tok
     assert seen == [tokens]
 
 
+def test_the_teacher_is_asked_by_its_own_projection(objective, counts) -> None:
+    """The student's may be anywhere: what the teacher says stays as it was."""
+    told = []
+    for moved in (0.0, 1.0):
+        model = objective("dino")
+        with torch.no_grad():
+            model.backbone.projection[1].weight += moved * torch.randn(
+                model.backbone.projection[1].weight.shape
+            )
+        _, numbers = model(counts(4, model.canvas_shape), Draws(0, 0, range(4)), 0.0)
+        told.append(numbers)
+    assert torch.equal(told[0]["teacher_entropy"], told[1]["teacher_entropy"])
+    assert not torch.equal(told[0]["cross_entropy"], told[1]["cross_entropy"])
+
+
 def test_without_masks_dinov2_is_dino(objective, counts) -> None:
     losses = []
     for name, settings in (("dino", {}), ("dinov2", {"mask_probability": 0.0})):

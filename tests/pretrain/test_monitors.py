@@ -24,7 +24,9 @@ from pretrain.objective import Objective
 from pretrain.probes import embed
 
 SMALL = Vit3dConfig(size="nano", channels=1, cuboid_shape=(8, 20, 20), patch_um=(20, 10, 10))
-NO_CHANGE = AugmentConfig(warp=0, gamma=0, blur=0, stripes=0, noise=0, drop_background=0, rescale=0)
+NO_CHANGE = AugmentConfig(
+    warp=0, gamma=0, blur=0, stripes=0, noise=0, drop_background=0, rescale=0, surroundings=0
+)
 STEPS = 100
 WARM_UP, PATIENCE = 40, 2
 STOPPED = WARM_UP + 3 * PATIENCE

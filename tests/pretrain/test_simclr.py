@@ -50,7 +50,7 @@ def test_equal_views_are_found_and_one_point_is_chance() -> None:
 
 def test_it_learns_to_find_the_other_view(objective, counts) -> None:
     augment = replace(PLAIN, surroundings=0)
-    model = objective("simclr", augment=augment, network={"projection": 16})
+    model = objective("simclr", augment=augment)
     cuboids = counts(8, model.canvas_shape)
     brighter = torch.linspace(0, 700, 8)[:, None, None, None, None]
     cuboids[:, :, 3:7, 8:16, 8:16] += brighter  # objects that differ
@@ -70,7 +70,7 @@ def test_it_learns_to_find_the_other_view(objective, counts) -> None:
 
 
 def test_the_average_is_exported_and_trails_the_network(objective, counts) -> None:
-    model = objective("simclr", network={"projection": 16}, momentum=0.75)
+    model = objective("simclr", momentum=0.75)
     assert model.exported is not model.backbone
     before = model.exported.projection[1].weight.clone()
     with torch.no_grad():

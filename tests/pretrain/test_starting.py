@@ -20,11 +20,19 @@ from pretrain.config import NetworkConfig, PretrainConfig
 from pretrain.starting import starting_backbone
 
 
-def config(init: object = None, size: str = "nano", **network: Any) -> PretrainConfig:
+def config(
+    init: object = None, size: str = "nano", method: str = "simclr", **network: Any
+) -> PretrainConfig:
     name = None if init is None else str(init)
     settings = NetworkConfig(**network)
     return PretrainConfig(
-        brains=("brain.zarr",), out=Path("run"), init=name, size=size, network=settings, seed=3
+        brains=("brain.zarr",),
+        out=Path("run"),
+        init=name,
+        size=size,
+        method=method,
+        network=settings,
+        seed=3,
     )
 
 
@@ -46,6 +54,7 @@ UNLIKE: dict[str, Any] = {
     "positions": "learned",
     "register_tokens": 2,
     "layer_scale": 1e-5,
+    "projection": 24,
 }
 
 
@@ -160,6 +169,29 @@ def test_what_is_unlike_our_own_weights_is_named_and_mended_by_what_the_error_sa
     assert str(caught.value).startswith(f"--init {saved} has ")
     _, _, flags = str(caught.value).partition("; add ")
     assert starting_backbone(typed(wrong, flags), channels=1).config.positions == "learned"
+
+
+@pytest.mark.parametrize("asked", [24, 32, 0])
+@pytest.mark.parametrize("method", ["simclr", "mae"])
+def test_a_projection_is_kept_where_it_fits_and_is_new_elsewhere(
+    saved: Path, method: str, asked: int
+) -> None:
+    network = starting_backbone(config(saved, method=method, **{**UNLIKE, "projection": asked}), 1)
+    assert network.config.projection == (0 if method == "mae" else asked)
+    before, after = build_backbone(Vit3dConfig(size="nano", channels=1, **UNLIKE), 7), network
+    assert torch.equal(before.blocks[0].mlp.fc1.weight, after.blocks[0].mlp.fc1.weight)
+    if method == "simclr" and asked:
+        same = torch.equal(before.projection[1].weight, after.projection[1].weight)
+        assert same == (asked == 24)
+    assert after.embed(torch.randn(1, 1, 20, 50, 50)).shape == (1, network.embedding_width)
+
+
+def test_dino_has_a_projection_for_what_it_is_given() -> None:
+    for features, width in (("pooled", 24), ("class", 0)):
+        asked = dataclasses.replace(
+            config(method="dino", projection=24), settings={"features": features}
+        )
+        assert starting_backbone(asked, 1).config.projection == width
 
 
 def test_a_network_without_gains_is_asked_for_by_none(tmp_path: Path, typed) -> None:
