@@ -133,7 +133,7 @@ class AugmentConfig:
     stripes: float = 0.1
     noise: float = 0.1
     drop_background: float = 0.2
-    rescale: float = 0.05
+    rescale: float = 0.6
     surroundings: float = 1.0
     surroundings_um: tuple[float, float] = (8.0, 18.0)
 

@@ -129,7 +129,7 @@ def results() -> Table:
     rows = {
         "pretrained, frozen": ("frozen", "classifier"),
         "pretrained, fine-tuned": ("finetuned", "classifier"),
-        "same network from scratch": ("scratch", "classifier"),
+        "a network of its size from scratch": ("scratch", "classifier"),
         "random weights, frozen": ("random", "classifier"),
         "contrast (best of four rules)": ("frozen", "contrast"),
         "density of candidates": ("frozen", "density"),

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cubeclf_core.config import AugmentConfig
+from pretrain.presets import PRESETS
 
 COMMON: Mapping[str, Any] = {
-    "size": "nano",
+    **PRESETS["laptop"],
     "channels": 1,
-    "batch_size": 64,
-    "augment": AugmentConfig(),
     "memory_gb": 0.5,
     "logger": ("none",),
     "log_every": 50,
@@ -27,15 +25,14 @@ COMMON: Mapping[str, Any] = {
 _DISTILLATION: Mapping[str, Any] = {
     "prototypes": 512,
     "local_views": 0,
-    "canvas_margin": [1, 4, 4],
     "teacher_temperature": [0.04, 0.04],
     "momentum": 0.98,
 }
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "simclr": {"steps": 400},
-    "dino": {"steps": 250, "settings": _DISTILLATION},
-    "dinov2": {"steps": 200, "settings": _DISTILLATION},
-    "mae": {"steps": 1500},
+    "simclr": {},
+    "dino": {"steps": 120, "settings": _DISTILLATION},
+    "dinov2": {"steps": 100, "settings": _DISTILLATION},
+    "mae": {"steps": 700},
 }
 """Objectives, and the settings that are their own; steps are to take about as long for each."""

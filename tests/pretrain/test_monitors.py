@@ -129,7 +129,7 @@ def test_features_that_become_alike_are_warned_of_and_stopped() -> None:
 
 
 def test_a_healthy_run_is_left_alone_where_it_is_nearly_flat() -> None:
-    objective = dino(prototypes=512)
+    objective = dino(prototypes=512, features="class")
     monitors, untrained = Monitors(STEPS, patience=PATIENCE, warm_up=5), health(objective)
     flat = 0
     for step, told in train(objective):
