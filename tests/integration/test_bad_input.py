@@ -94,7 +94,7 @@ def no_volume(w: World):
 def small_volume(w: World):
     tifffile.imwrite(w.folder / "small.tif", np.zeros((19, 60, 60), np.uint16))
     small = w.brains("small", signal="small.tif", voxel_size_um=[5, 1, 1], cells=None)
-    yield pretrain(small, out=w.run), "(20, 50, 50)"
+    yield pretrain(small, out=w.run), "(21, 54, 54)"
     inside = w.cells_file("inside.xml", [[5, 5, 5], [6, 6, 6]], [1, 2])
     labelled = w.brains("small", signal="small.tif", voxel_size_um=[5, 1, 1], cells=str(inside))
     yield finetune("scratch:vit-nano", labelled, w.run), "(20, 50, 50)"
