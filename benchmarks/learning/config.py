@@ -94,12 +94,12 @@ class Effort:
     candidates: int | None = None
     unlabelled: int = 1000
     finetune_draws: int = 1
-    finetune_steps: int = 200
+    finetune_steps: int = 60
     speed: SpeedEffort = SpeedEffort()
 
 
 DEFAULT = Effort()
-FULL = Effort(seeds=3, steps_scale=4.0, finetune_draws=5)
+FULL = Effort(seeds=3, steps_scale=4.0, finetune_draws=5, finetune_steps=200)
 QUICK = Effort(
     steps_scale=0.0,  # one step is taken
     overrides={"size": "nano", "batch_size": 4, "memory_gb": 0.25},

@@ -177,7 +177,7 @@ def _networks(
         made = {make: embed_blocks(make(), blocks) for make in dict.fromkeys(makers.values())}
         features = {seen: made[make] for seen, make in makers.items()}
         results += _probe(name, Frozen(blocks, features), tasks, seed)
-        if seed < effort.seeds:
+        if seed < effort.seeds and name != "untrained_pooled":
             say(f"{name}, seed {seed}: fine-tuning, {len(few)} times")
             tuned = Finetuned(blocks, makers, effort.finetune_steps, seed)
             results += try_out(name, tuned, few, blocks, seed=seed, way="_finetuned")

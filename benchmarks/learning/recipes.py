@@ -31,8 +31,8 @@ _DISTILLATION: Mapping[str, Any] = {
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "simclr": {},
-    "dino": {"steps": 120, "settings": _DISTILLATION},
-    "dinov2": {"steps": 100, "settings": _DISTILLATION},
+    "dino": {"steps": 90, "settings": _DISTILLATION},
+    "dinov2": {"steps": 75, "settings": _DISTILLATION},
     "mae": {"steps": 700},
 }
 """Objectives, and the settings that are their own; steps are to take about as long for each."""
