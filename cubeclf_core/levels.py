@@ -82,8 +82,12 @@ def block_means(
         total: np.ndarray = corners[0].astype(np.float64 if array.dtype.kind == "f" else np.uint32)
         for corner in corners[1:]:
             np.add(total, corner, out=total)
-        means = total / n if array.dtype.kind == "f" else (total + n // 2) // n
-        return means.astype(array.dtype)
+        if array.dtype.kind != "f":
+            return ((total + n // 2) // n).astype(array.dtype)
+        means = (total / n).astype(array.dtype)
+        # Of two NaN, it depends on the processor and the box which one's bits a sum has.
+        means[np.isnan(means)] = np.nan
+        return means
 
 
 class Means:
