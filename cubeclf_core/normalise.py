@@ -20,9 +20,7 @@ from torch import Tensor
 NORMALISATION = "contrast"
 """The name of this normalisation in a checkpoint's header."""
 
-_TEXTURE = (
-    0.12  # deviation of tissue as a share of its mean: brings the usual cuboid near deviation 1
-)
+_TEXTURE = 0.12  # usual deviation of tissue as a share of its mean, so that 1 is usual here too
 _LEAST = 0.1  # deviations that the mean's share counts as at least: it may be 0 without background
 
 

@@ -39,6 +39,7 @@ from pretrain.self_distillation import (
     follow,
     koleo,
     projection_head,
+    rising,
     view_cross_entropy,
 )
 from pretrain.views import make_global_views, make_view
@@ -277,7 +278,7 @@ class Dino(Objective):
         return F.layer_norm(tokens - centre.value, tokens.shape[-1:])
 
     def _momentum(self, progress: float) -> float:
-        return 1 - (1 - self._settings.momentum) * (1 + math.cos(math.pi * progress)) / 2
+        return rising(self._settings.momentum, progress)
 
     def _temperature(self, progress: float) -> float:
         start, end = self._settings.teacher_temperature

@@ -6,6 +6,7 @@ forward and see one rank only; its head is.
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -40,6 +41,11 @@ def follow(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     """Move a teacher's weights towards its student's."""
     move = get_ema_multi_avg_fn(momentum)
     move(list(teacher.parameters()), list(student.parameters()), None)
+
+
+def rising(momentum: float, progress: float) -> float:
+    """Momentum at a share of the training, in [0, 1]: it rises to 1 along a cosine."""
+    return 1 - (1 - momentum) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class MovingMean(nn.Module):

@@ -2,11 +2,11 @@
 
 SimCLR (Chen et al., arXiv:2002.05709), with the loss InfoNCE (van den Oord et al.,
 arXiv:1807.03748). Ours departs in this: what is compared is the object at the centre, since each
-view gets the surroundings of another cuboid (`cubeclf_core.surroundings`), and views are hardly
-changed in contrast and not at all in size, because these are diagnostic; negatives are the other
-cuboids' other views alone; the projection stays a part of the network, because what it leaves out
-is what a classifier is to leave out (`Vit3d.pool_tokens`); and what is exported is an average of
-the network over time, as in MoCo (He et al., arXiv:1911.05722), which here serves for nothing else.
+view gets the surroundings of another cuboid (`cubeclf_core.surroundings`); views are cut without
+resizing, because size is diagnostic; negatives are the other cuboids' other views alone; the
+projection stays a part of the network, because what it leaves out is what a classifier is to leave
+out (`Vit3d.pool_tokens`); and what is exported is an average of the network over time, as in MoCo
+(He et al., arXiv:1911.05722), which here serves for nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cubeclf_core.errors import require
 from cubeclf_core.vit import Vit3d
 from pretrain.distributed import gather_with_gradient, n_ranks
 from pretrain.objective import Objective
-from pretrain.self_distillation import follow
+from pretrain.self_distillation import follow, rising
 from pretrain.views import make_global_views
 
 
@@ -113,8 +113,7 @@ class Simclr(Objective):
     @torch.no_grad()
     def after_update(self, progress: float) -> None:
         """Move the average towards the network."""
-        momentum = 1 - (1 - self._settings.momentum) * (1 + math.cos(math.pi * progress)) / 2
-        follow(self.backbone, self.average, momentum)
+        follow(self.backbone, self.average, rising(self._settings.momentum, progress))
 
 
 def info_nce(

@@ -11,7 +11,8 @@ from cubeclf_core.augment import flip_and_rotate
 from cubeclf_core.config import AugmentConfig
 from cubeclf_core.draws import Draws
 from cubeclf_core.normalise import normalise
-from pretrain.views import cut_view, make_view
+from cubeclf_core.vit import Vit3dConfig
+from pretrain.views import cut_view, make_global_views, make_view
 
 VOXEL = (5.0, 1.0, 1.0)
 STRONG = AugmentConfig(warp=0.5, blur=0.5, stripes=0.5, drop_background=0.5)
@@ -76,7 +77,7 @@ def test_a_view_is_normalised_whatever_the_margin(shape, margin, channels, seed)
     assert view.dtype == torch.float32
     torch.testing.assert_close(view.mean((2, 3, 4)), torch.zeros(3, channels), atol=1e-3, rtol=0)
     deviation = view.std((2, 3, 4), correction=0)
-    assert view.isfinite().all()
+    assert (deviation <= 10**0.5 * 1.01).all()  # as without any background
     assert (deviation[:, 0] > 0).all()
     assert torch.equal(canvas, before)
 
@@ -98,6 +99,20 @@ def test_all_off_is_the_normalised_cuboid() -> None:
     torch.testing.assert_close(values, expected)
     moved = flip_and_rotate(canvas, drawn(4).fork(1), voxel_size_um=VOXEL)
     torch.testing.assert_close(flipped, normalise(moved))
+
+
+def test_global_views_differ_in_surroundings_and_miss_a_background_everywhere() -> None:
+    canvas = counts(8)
+    network = Vit3dConfig(size="nano", cuboid_shape=(8, 20, 20))
+    augment = replace(OFF, drop_background=0.5, surroundings=1.0, surroundings_um=(4.0, 5.0))
+    first, second = make_global_views(canvas, 2, network, drawn(8), augment)
+    assert not torch.equal(first[:, 0], second[:, 0])
+    for view in (first, second):
+        blank = view[:, 1] == 0
+        whole, some = blank.flatten(1).all(1), blank.flatten(1).any(1)
+        assert torch.equal(whole, some)
+        assert 0 < int(whole.sum()) < 8
+        assert view[:, 0].flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("drop", [0.0, 1.0])
