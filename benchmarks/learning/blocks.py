@@ -1,8 +1,9 @@
 """The c-Fos blocks: their labels, and what of them a backbone may see without any.
 
-Two backbones an objective serve both protocols. A has seen 695, 753 and 1230, B has seen 969 and
-1230: labels of other brains are tried on a block that the backbone has not seen, labels of a lab's
-own brain on one that it has seen, unlabelled.
+Two backbones an objective serve both protocols. A has seen 695 and 753, B has seen 969: labels of
+other brains are tried on a block that the backbone has not seen, labels of a lab's own brain on one
+that it has seen, unlabelled. Both have seen what else there is without labels: another c-Fos block
+and six of microglia, a stain with other shapes, as a lab has brains of other projects.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from cubeclf_core.rules import density
 from cubeclf_core.vit import Vit3dConfig
 from finetune.labels import draw, read_labelled
 
-UNLABELLED = "1230"  # 38 labels and much bright debris
+MICROGLIA = ("1874", "4923", "6003", "6506", "7082", "7466")
+UNLABELLED = ("1230", *MICROGLIA)  # 1230 has 38 labels and much bright debris
 CLOSED = "969"  # its labels choose nothing; it is counted how often they are read
-SEEN: Mapping[str, tuple[str, ...]] = {"A": ("695", "753", UNLABELLED), "B": (CLOSED, UNLABELLED)}
+SEEN: Mapping[str, tuple[str, ...]] = {"A": ("695", "753", *UNLABELLED), "B": (CLOSED, *UNLABELLED)}
 """Which blocks each backbone is pretrained on."""
 VOXEL_SIZE_UM: Size3 = (6.0, 1.62, 1.62)
 
@@ -71,15 +73,23 @@ def data_folder() -> Path:
         If a block or its labels are missing.
     """
     root = Path(__file__).parents[2]
-    folder = Path(os.environ.get("CUBECLF_REAL_DATA", root / ".." / "shared" / "data")) / "cfos"
-    needed = [f"{name}.{kind}" for name in LABELLED for kind in ("tif", "xml")]
-    for name in (*needed, f"{UNLABELLED}.tif"):
-        if not (folder / name).is_file():
+    folder = Path(os.environ.get("CUBECLF_REAL_DATA", root / ".." / "shared" / "data"))
+    images = [_image(folder, name) for name in (*LABELLED, *UNLABELLED)]
+    for file in (*images, *(_labels(folder, name) for name in LABELLED)):
+        if not file.is_file():
             raise InputError(
-                f"no {name} in {folder}; set CUBECLF_REAL_DATA to the folder of the real data, "
-                "in which cfos/ holds the blocks"
+                f"no {file.name} in {file.parent}; set CUBECLF_REAL_DATA to the folder of the real "
+                "data, in which cfos/ and microglia/ hold the blocks"
             )
     return folder.resolve()
+
+
+def _image(data: Path, name: str) -> Path:
+    return data / ("microglia" if name in MICROGLIA else "cfos") / f"{name}.tif"
+
+
+def _labels(data: Path, name: str) -> Path:
+    return data / "cfos" / f"{name}.xml"
 
 
 def write_brains_file(data: Path, seen: str, folder: Path) -> Path:
@@ -88,7 +98,7 @@ def write_brains_file(data: Path, seen: str, folder: Path) -> Path:
     Parameters
     ----------
     data
-        Where the blocks are.
+        Folder of the real data.
     seen
         Key of `SEEN`.
     folder
@@ -104,7 +114,7 @@ def write_brains_file(data: Path, seen: str, folder: Path) -> Path:
         cells = None
         if name in LABELLED:
             cells = folder / f"{name}_candidates.xml"
-            write_cells(cells, _without_types(read_cells(data / f"{name}.xml")))
+            write_cells(cells, _without_types(read_cells(_labels(data, name))))
         entries.append(_entry(data, name, cells))
     return _write(entries, folder / f"{seen}.yaml")
 
@@ -117,12 +127,12 @@ def _without_types(cells: Cells) -> Cells:
 
 def open_block(data: Path, name: str, folder: Path) -> Brain:
     """Open a block with its labels."""
-    entry = _entry(data, name, data / f"{name}.xml")
+    entry = _entry(data, name, _labels(data, name))
     return load_brains([_write([entry], folder / f"{name}_labelled.yaml")])[0]
 
 
 def _entry(data: Path, name: str, cells: Path | None) -> dict[str, Any]:
-    entry = {"name": name, "signal": str(data / f"{name}.tif")}
+    entry = {"name": name, "signal": str(_image(data, name))}
     entry |= {} if cells is None else {"cells": str(cells.resolve())}
     return {**entry, "voxel_size_um": list(VOXEL_SIZE_UM)}
 

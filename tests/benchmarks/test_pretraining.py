@@ -14,7 +14,9 @@ import tifffile
 import torch
 
 from benchmarks.learning.blocks import (
+    MICROGLIA,
     SEEN,
+    UNLABELLED,
     VOXEL_SIZE_UM,
     Block,
     count_opening,
@@ -66,10 +68,13 @@ def write_block(folder: Path, name: str, n: int = 60) -> None:
 def blocks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stand-ins for the real blocks, in their layout."""
     root = tmp_path_factory.mktemp("data")
-    (root / "cfos").mkdir()
-    for name in (*LABELLED, "1230"):
-        write_block(root / "cfos", name)
-    (root / "cfos" / "1230.xml").unlink()
+    for kind in ("cfos", "microglia"):
+        (root / kind).mkdir()
+    for name in (*LABELLED, *UNLABELLED):
+        folder = root / ("microglia" if name in MICROGLIA else "cfos")
+        write_block(folder, name)
+        if name in UNLABELLED:
+            (folder / f"{name}.xml").unlink()
     return root
 
 
@@ -139,11 +144,11 @@ def test_openings_are_counted(tmp_path: Path) -> None:
 def test_pretraining_is_told_no_types(simulated_data: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     other = tmp_path / "other"
-    for folder in (first, second, other):
-        folder.mkdir()
+    for folder in (first, second, other / "cfos"):
+        folder.mkdir(parents=True)
     for name in SEEN["A"][:2]:
-        cells = read_cells(simulated_data / f"{name}.xml")
-        write_cells(other / f"{name}.xml", Cells(cells.positions, 3 - cells.types))
+        cells = read_cells(simulated_data / "cfos" / f"{name}.xml")
+        write_cells(other / "cfos" / f"{name}.xml", Cells(cells.positions, 3 - cells.types))
     write_brains_file(simulated_data, "A", first)
     write_brains_file(other, "A", second)
     for name in SEEN["A"][:2]:
