@@ -125,7 +125,7 @@ def live_regions(stream: CuboidStream) -> int:
 
 def to_fill(stream: CuboidStream) -> int:
     """How many batches it takes until all its regions are live."""
-    return -(-live_regions(stream) // BATCH)
+    return -(-live_regions(stream) // stream.batch_size)
 
 
 class Streamed:

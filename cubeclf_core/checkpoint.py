@@ -34,7 +34,7 @@ class Header:
     Attributes
     ----------
     kind
-        "backbone" or "classifier".
+        "backbone", "classifier", or "training", what a run goes on from.
     backbone
         The config of the network: size, channels, cuboid, voxel size, patch.
     head

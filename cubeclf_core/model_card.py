@@ -25,6 +25,7 @@ def model_card(
     training: Mapping[str, object],
     results: Mapping[str, float],
     untrained: Mapping[str, float] | None = None,
+    before: str = "untrained",
     pictures: Mapping[str, str] | None = None,
 ) -> str:
     """Describe an exported backbone in Markdown; nothing is said that was not given.
@@ -46,6 +47,8 @@ def model_card(
         Final metrics by the names they have in ``metrics.jsonl``.
     untrained
         The same metrics, where they are known, of the network before training.
+    before
+        What that network was: "untrained", unless it started from other weights.
     pictures
         Title to path, relative to the card.
     """
@@ -79,7 +82,7 @@ def model_card(
         "## Training",
         _table(("", ""), [_told(name, value) for name, value in training.items()]),
         "## Results",
-        _results(results, untrained or {}),
+        _results(results, untrained or {}, before),
         *(f"![{title}]({path})" for title, path in (pictures or {}).items()),
         "## Limits",
         _limits(backbone, names),
@@ -108,7 +111,7 @@ def _limits(backbone: Vit3d, names: str) -> str:
     return "\n".join(f"- {limit}" for limit in limits)
 
 
-def _results(results: Mapping[str, float], untrained: Mapping[str, float]) -> str:
+def _results(results: Mapping[str, float], untrained: Mapping[str, float], before: str) -> str:
     if not results:
         return "None were measured."
     if not untrained.keys() & results.keys():
@@ -117,7 +120,7 @@ def _results(results: Mapping[str, float], untrained: Mapping[str, float]) -> st
         (name, f"{value:.4g}", f"{untrained[name]:.4g}" if name in untrained else "")
         for name, value in results.items()
     ]
-    return _table(("metric", "trained", "untrained"), rows)
+    return _table(("metric", "trained", before), rows)
 
 
 def _told(name: str, value: object) -> tuple[str, str]:

@@ -29,7 +29,7 @@ class RunFolder:
         The resolved config dataclass, written as ``config.yaml`` that ``--config`` reads back.
         A folder that stood there is removed; `check_output` has been asked before.
     resume
-        Keep what is there.
+        Keep what is there; only ``config.yaml`` is written anew.
     """
 
     def __init__(self, path: Path, config: Any, *, resume: bool = False) -> None:
@@ -41,9 +41,9 @@ class RunFolder:
             remove(path)
             path.mkdir(parents=True)
             mark(path)
-            asked = {field.name for field in dataclasses.fields(config)} & {"overwrite", "resume"}
-            rerun = dataclasses.replace(config, **dict.fromkeys(asked, False))  # it asks again
-            self.write_text("config.yaml", to_yaml(rerun))
+        asked = {field.name for field in dataclasses.fields(config)} & {"overwrite", "resume"}
+        rerun = dataclasses.replace(config, **dict.fromkeys(asked, False))  # it asks again
+        self.write_text("config.yaml", to_yaml(rerun))
         name = "environment.json"
         if resume:  # it may be another machine: both are kept
             name = f"environment_{len(list(path.glob('environment*.json')))}.json"

@@ -17,6 +17,7 @@ from pretrain.objectives import OBJECTIVES
 Size = Literal["nano", "micro", "tiny", "small", "base"]
 Preset = Literal["laptop", "gpu", "node"]
 _HIDDEN = Parameter(show=False)
+_EVERY, _TIMES = 250, 8  # a look or a checkpoint: every 250 steps, and eight times in a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +131,10 @@ class PretrainConfig:
     log_every
         Steps between two lines of metrics.jsonl.
     monitor_every
-        Steps between two looks at the embeddings, for collapse, shortcuts and --probe.
+        Steps between two looks at the embeddings, for collapse, shortcuts and --probe; by default
+        an eighth of the run, at most 250.
     checkpoint_every
-        Steps between two checkpoints to resume from.
+        Steps between two checkpoints to resume from; by default likewise.
     monitors
         Stop a run whose embeddings have collapsed.
     settings
@@ -172,8 +174,8 @@ class PretrainConfig:
     draws_per_chunk: Annotated[int, _HIDDEN] = 32
     jitter_um: Annotated[float, _HIDDEN] = 4.0
     log_every: Annotated[int, _HIDDEN] = 20
-    monitor_every: Annotated[int, _HIDDEN] = 250
-    checkpoint_every: Annotated[int, _HIDDEN] = 250
+    monitor_every: Annotated[int | None, _HIDDEN] = None
+    checkpoint_every: Annotated[int | None, _HIDDEN] = None
     monitors: Annotated[bool, _HIDDEN] = True
     settings: Annotated[dict[str, Any], _HIDDEN] = field(default_factory=dict)
     network: Annotated[NetworkConfig, _HIDDEN] = field(default_factory=NetworkConfig)
@@ -187,7 +189,7 @@ class PretrainConfig:
         at_least_one = ("steps", "batch_size", "log_every", "monitor_every", "checkpoint_every")
         for name in (*at_least_one, "accumulate", "draws_per_chunk"):
             value = getattr(self, name)
-            require(value >= 1, _flag(name), value, "at least 1")
+            require(value is None or value >= 1, _flag(name), value, "at least 1")
         for name in ("learning_rate", "memory_gb", "clip"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, _flag(name), value, "a number above 0")
@@ -213,6 +215,10 @@ class PretrainConfig:
         require(
             cut, "--accumulate", self.accumulate, f"a divisor of --batch-size {self.batch_size}"
         )
+
+    def every(self, asked: int | None) -> int:
+        """Steps between two looks, or two checkpoints; a short run has some of them too."""
+        return min(_EVERY, max(1, self.steps // _TIMES)) if asked is None else asked
 
 
 def _read(value: Any) -> Any:

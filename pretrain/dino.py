@@ -42,7 +42,7 @@ from pretrain.self_distillation import (
     rising,
     view_cross_entropy,
 )
-from pretrain.views import make_global_views, make_view
+from pretrain.views import canvas_shape, make_global_views, make_view
 
 _GLOBAL_VIEWS = 2
 _HIDING = 1 << 10  # apart from what the views draw
@@ -116,6 +116,7 @@ class Dino(Objective):
     """Two global views for teacher and student, and local ones for the student alone."""
 
     Settings = DinoSettings
+    compares_views = True
     least_batch = 2
 
     @classmethod
@@ -132,7 +133,7 @@ class Dino(Objective):
         self._settings = settings
         self._augment = augment
         self._local_shape = _product(local, config.patch_shape)
-        self.canvas_shape = _sum(config.cuboid_shape, settings.canvas_margin)
+        self.canvas_shape = canvas_shape(config, settings.canvas_margin)
         self.backbone = backbone
         features = width if settings.features == "class" else backbone.embedding_width
         self.head = projection_head(features, settings.prototypes)
@@ -298,7 +299,3 @@ def tokens_of_noise(backbone: Vit3d) -> Float[Tensor, "token width"]:
 
 def _product(a: Shape3, b: Shape3) -> Shape3:
     return a[0] * b[0], a[1] * b[1], a[2] * b[2]
-
-
-def _sum(a: Shape3, b: Shape3) -> Shape3:
-    return a[0] + b[0], a[1] + b[1], a[2] + b[2]

@@ -38,7 +38,8 @@ from pretrain.schedules import learning_rate, weight_decay
 from pretrain.watch import Watch
 
 CHECKPOINT = "checkpoints/last.safetensors"
-_ADVICE = "an earlier checkpoint is kept; try a lower --learning-rate"
+_ADVICE = "start anew, in another --out, with a lower --learning-rate"
+_BROKEN = "the voxels there are not finite: mend or leave out that brain"
 _ASK_EVERY = 10  # steps between two questions to all ranks whether one was told to stop
 
 
@@ -84,6 +85,7 @@ class Fit:
         config, rank, ranks = self.config, self.fabric.global_rank, self.fabric.world_size
         share = config.batch_size // ranks
         items = range(rank * share, (rank + 1) * share)
+        looks, saves = config.every(config.monitor_every), config.every(config.checkpoint_every)
         self.objective.train()
         if config.compile:  # the networks alone: augmentation and losses are of many shapes
             for module in self.objective.modules():
@@ -109,13 +111,13 @@ class Fit:
                     told |= {"cuboids_per_s": rate, "wait_share": waited / elapsed}
                     self.list_faults(together=True)
                     self.log(step, told | {"faults": self.n_faults})
-                if self.done % config.monitor_every == 0 or ended:
+                if self.done % looks == 0 or ended:
                     self._look()
                     self.draw()
                 asked = self.done % _ASK_EVERY == 0 or ranks == 1
                 if not ended and asked and stop.anywhere(self.fabric):
                     self._leave(stop)
-                if self.done % config.checkpoint_every == 0 or ended:
+                if self.done % saves == 0 or ended:
                     self.checkpoint()
                 advance(note=f"loss {told['loss']:.4f}")
 
@@ -199,7 +201,8 @@ class Fit:
             where = f", from {len(broken)} cuboids, the first in {at}"
         found = gather_objects(self.fabric, (float(loss.detach()), where))
         value, where = next(each for each in found if not math.isfinite(each[0]))
-        raise RunFailed(f"the loss of step {step} is {value}{where}; {_ADVICE}")
+        advice = _BROKEN if sum_over_ranks(raw.any().float()) else _ADVICE
+        raise RunFailed(f"the loss of step {step} is {value}{where}; {advice}")
 
     def device_name(self) -> str:
         """What the training runs on, for people."""

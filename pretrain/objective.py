@@ -38,6 +38,9 @@ class Objective(nn.Module, ABC):
     canvas_shape: Shape3
     """What the stream has to cut, z y x, in voxels of the backbone."""
 
+    compares_views: ClassVar[bool] = False
+    """Whether it makes views whose surroundings are exchanged within the batch."""
+
     least_batch: ClassVar[int] = 1
     """Fewest cuboids that can be learned from at once."""
 

@@ -1,7 +1,7 @@
 """Settings that go together, by where a run takes place: `cubeclf-pretrain --preset NAME`.
 
 A flag or a --config file wins over a preset. What each took and reached is in
-docs/pretraining.md; the laptop's settings are those of `python -m benchmarks.pretraining`.
+docs/pretraining.md; the laptop's are those of simclr in `python -m benchmarks.pretraining`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 import yaml
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 
 from cubeclf_core.backbones import save_backbone
 from cubeclf_core.brains import Brain, load_brains
@@ -23,6 +24,7 @@ from cubeclf_core.model_card import model_card
 from cubeclf_core.plots import tissue_map
 from cubeclf_core.runs import RunFolder
 from cubeclf_core.stream import CuboidStream
+from cubeclf_core.surroundings import GROUP
 from cubeclf_core.tissue import Survey, examine, overview
 from cubeclf_core.tracking import check_trackers, open_trackers
 from cubeclf_core.vit import Vit3d, Vit3dConfig
@@ -38,7 +40,8 @@ from pretrain.watch import Watch
 
 _MAY_CHANGE = {  # from the run that is resumed; none of these changes what is learned
     *("out", "resume", "overwrite", "logger", "log_every", "monitor_every", "checkpoint_every"),
-    *("probe", "preset"),
+    *("probe", "preset", "monitors"),
+    "steps",  # a run may go on for longer, at the rates of the longer schedule
 }
 
 
@@ -67,6 +70,11 @@ def pretrain(config: PretrainConfig) -> None:
     fabric.to_device(objective)  # before the optimiser, whose state goes where the weights are
     optimizer = _optimizer(config, objective)
     told = load_state(config.out / CHECKPOINT, objective, optimizer) if resumed else {}
+    if told and told["step"] > config.steps:
+        raise InputError(
+            f"--steps is {config.steps}, but the run in {config.out} has taken {told['step']}; "
+            "resume with as many or more"
+        )
     surveys, pictures = _look_over(brains, backbone.config.channels)
     stream = _stream(config, brains, objective, surveys, fabric, told.get("stream"))
     fit = Fit(
@@ -88,6 +96,9 @@ def pretrain(config: PretrainConfig) -> None:
         _finish(fit)
     except VolumeError as error:  # valid input so far: it failed while running
         raise RunFailed(f"stopped at step {fit.done}: {error}") from error
+    except (OSError, SafetensorError) as error:  # a full disk, mostly
+        again = "make room and go on with --resume"
+        raise RunFailed(f"stopped at step {fit.done}: {error}; {again}") from error
     finally:
         fit.list_faults()
         for tracker in fit.trackers:
@@ -136,7 +147,8 @@ def _check_folder(config: PretrainConfig, brains: Sequence[Brain], *, resumed: b
     """Raise unless OUT can be made anew, or is the run that is to go on."""
     inputs = [path for brain in brains for path in brain.paths]
     written = config.out / "config.yaml"
-    begun = config.resume and written.exists() and not (config.out / "exported").exists()
+    ended = (config.out / "exported" / "backbone.safetensors").exists()
+    begun = config.resume and written.exists() and not ended
     if not resumed and not begun:
         check_output(config.out, overwrite=config.overwrite, inputs=inputs)
         return
@@ -248,6 +260,12 @@ def _introduce(
     names = ", ".join(brain.name for brain in brains)
     run.tell(f"pretraining {config.method} {config.size} on {names} ({where})")
     run.tell(f"stream    {fit.stream.describe()}")
+    at_a_time = config.batch_size // fit.fabric.world_size // config.accumulate
+    if fit.objective.compares_views and config.augment.surroundings and at_a_time % GROUP:
+        run.tell(
+            f"warning   {at_a_time} cuboids at a time are no multiple of {GROUP}: fewer or no "
+            "surroundings are exchanged, and more is learned from these"
+        )
     for brain, seen, picture in zip(brains, surveys, pictures, strict=True):
         path = run.save_figure(f"figures/tissue_{brain.name}.png", picture)
         run.tell(f"tissue    {seen.statistics.tissue:.0%} of {brain.name}: {path}")
@@ -261,6 +279,7 @@ def _finish(fit: Fit) -> None:
         return
     run, objective = fit.run, fit.objective
     found = {"trained": fit.watch.found, "untrained": fit.watch.untrained}
+    before = "before this training" if fit.config.init else "untrained"
     run.write_json("metrics.json", found)
     _export(fit, "backbone")
     objective.eval()
@@ -285,12 +304,14 @@ def _finish(fit: Fit) -> None:
     for name in ("rank_me_class", "rank_me"):
         what = "class token" if name.endswith("class") else "pooled"
         trained, untrained = (found[which][name] for which in ("trained", "untrained"))
-        run.tell(f"RankMe    {what} {trained:.1f} (untrained {untrained:.1f})")
+        run.tell(f"RankMe    {what} {trained:.1f} ({before} {untrained:.1f})")
     if "probe_linear_auc" in fit.watch.found:
         trained, untrained = (
             found[which]["probe_linear_auc"] for which in ("trained", "untrained")
         )
-        run.tell(f"probe     linear AUC {trained:.3f} (untrained {untrained:.3f})")
+        run.tell(f"probe     linear AUC {trained:.3f} ({before} {untrained:.3f})")
+        if not (run.exported / "best_probe.safetensors").exists():
+            run.tell(f"          no look was better than {before}: there is no best_probe")
     run.tell(f"backbone  {run.exported / 'backbone.safetensors'}")
 
 
@@ -323,6 +344,7 @@ def _export(fit: Fit, name: str) -> None:
         },
         results=fit.watch.found,
         untrained=fit.watch.untrained,
+        before="before this training" if config.init else "untrained",
         pictures={"progress": "progress.png"},
     )
     run.write_text(f"exported/{'README' if name == 'backbone' else name}.md", card)

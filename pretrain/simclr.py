@@ -28,7 +28,7 @@ from cubeclf_core.vit import Vit3d
 from pretrain.distributed import gather_with_gradient, n_ranks
 from pretrain.objective import Objective
 from pretrain.self_distillation import follow, rising
-from pretrain.views import make_global_views
+from pretrain.views import canvas_shape, make_global_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +66,12 @@ class Simclr(Objective):
     """
 
     Settings = SimclrSettings
+    compares_views = True
     least_batch = 2
 
     def __init__(self, backbone: Vit3d, settings: SimclrSettings, augment: AugmentConfig) -> None:
         super().__init__(backbone, settings, augment)
-        z, y, x = (
-            n + more
-            for n, more in zip(backbone.config.cuboid_shape, settings.canvas_margin, strict=True)
-        )
-        self.canvas_shape = (z, y, x)
+        self.canvas_shape = canvas_shape(backbone.config, settings.canvas_margin)
         self._settings = settings
         self._augment = augment
         self.backbone = backbone

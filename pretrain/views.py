@@ -25,6 +25,12 @@ from cubeclf_core.warp import warp
 _SWAPPING = 1 << 11  # apart from what the views draw
 
 
+def canvas_shape(network: Vit3dConfig, margin: Shape3) -> Shape3:
+    """Size of what views are cut from: the network's cuboid, and so many voxels more."""
+    z, y, x = (n + more for n, more in zip(network.cuboid_shape, margin, strict=True))
+    return z, y, x
+
+
 @torch.no_grad()
 def make_global_views(
     canvas: Float[Tensor, "b c z y x"],

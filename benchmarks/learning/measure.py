@@ -80,6 +80,7 @@ def measure(config: LearningConfig, effort: Effort) -> Figures:
             f"opened_{CLOSED}": opened,
             "labels": effort.labels,
             "draws": effort.draws,
+            "finetune_draws": effort.finetune_draws,
             "default": _default_method(),
             **_described(trainings),
             **summarise(results),
@@ -87,7 +88,8 @@ def measure(config: LearningConfig, effort: Effort) -> Figures:
         }
     seconds = figures["seconds"] = time.monotonic() - start
     print(tables(figures, config.blocks), "", *findings(figures), sep="\n")
-    told = f"Labels of {CLOSED} were read {opened} times so far, by the count in the folder."
+    told = f"Labels of {CLOSED} were read {opened} times, "
+    told += "by the count in the folder." if config.folder else "this time; --folder keeps count."
     print(f"{told} All this took {seconds / 60:.0f} min.", flush=True)
     plotted = config.plot or (config.json or Path("pretraining.json")).with_suffix(".png")
     drawn = plot(figures, config.blocks)

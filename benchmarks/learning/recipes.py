@@ -22,6 +22,8 @@ COMMON: Mapping[str, Any] = {
 }
 """Settings of all objectives."""
 
+# Fewer prototypes than by default, as there are few kinds of objects, and no local views, with
+# which a step takes longer than these two cores have time for.
 _DISTILLATION: Mapping[str, Any] = {
     "prototypes": 512,
     "local_views": 0,

@@ -21,7 +21,7 @@ PROTOCOLS = {
 _BESIDE = {
     "own k-NN": "own_knn.{}.auc",
     "transfer k-NN": "transfer_knn.{}.auc",
-    "own fine-tuned": "own_finetuned.{}.auc",
+    "own fine-tuned, {finetune_draws} of {draws} draws": "own_finetuned.{}.auc",
     "own AP − share": "own.{}.ap_less_prevalence",
     "transfer AP − share": "transfer.{}.ap_less_prevalence",
 }
@@ -47,7 +47,8 @@ def tables(figures: Figures, blocks: Sequence[str]) -> str:
             for name in contenders(figures)
         ]
         parts += [title.format(**figures), lay_out([head, *rows]), ""]
-    head = ("beside", *_BESIDE, "min a run", "cuboids")
+    titles = (title.format(**figures) for title in _BESIDE)
+    head = ("beside", *titles, "min a run", "cuboids")
     rows = [
         (
             name,

@@ -54,8 +54,15 @@ METHODS = {
 }
 
 
-def start(volume: Path, out: Path, method: str, *more: object, code: str = RUN) -> subprocess.Popen:
-    words = (volume, "--out", out, "--method", method, *SETTINGS, *OFTEN, *METHODS[method], *more)
+def start(
+    volume: Path,
+    out: Path,
+    method: str,
+    *more: object,
+    code: str = RUN,
+    often: tuple[object, ...] = OFTEN,
+) -> subprocess.Popen:
+    words = (volume, "--out", out, "--method", method, *SETTINGS, *often, *METHODS[method], *more)
     arguments = [sys.executable, "-W", "error", "-c", code, *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
@@ -139,6 +146,26 @@ def test_a_run_killed_again_and_again_resumes(simulated, uninterrupted, tmp_path
         process.kill()
         finish(process)
     assert_resumes_exactly(out, volume, "mae", uninterrupted("mae"))
+
+
+@pytest.mark.slow
+def test_a_run_killed_after_its_best_probe_and_before_a_checkpoint_begins_anew(
+    simulated, uninterrupted, tmp_path: Path
+) -> None:
+    brain, out = simulated(0), tmp_path / "run"
+    rarely = ("--probe", brain.brains_file, "--config", tmp_path / "settings.yaml")
+    (tmp_path / "settings.yaml").write_text("checkpoint_every: 1000\nmonitor_every: 1\n")
+    process = start(brain.volume, out, "mae", *rarely, often=("--log-every", 1, "--logger", "none"))
+    best = out / "exported" / "best_probe.safetensors"
+    while process.poll() is None and not best.exists():
+        time.sleep(0.01)
+    assert process.poll() is None, process.stderr.read()
+    process.kill()
+    finish(process)
+    assert not (out / "checkpoints").exists()
+    code, err = finish(start(brain.volume, out, "mae", "--resume", "--probe", brain.brains_file))
+    assert code == 0, err
+    assert losses(out) == losses(uninterrupted("mae"))
 
 
 @pytest.mark.slow

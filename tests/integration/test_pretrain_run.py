@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sysconfig
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.models.vision_transformer import VisionTransformer
 
 from cubeclf_core.backbones import load_backbone
+from cubeclf_core.stream import CuboidStream
 from pretrain import fit
 from pretrain.mae import Mae
 from pretrain.presets import PRESETS
@@ -127,6 +132,97 @@ def test_a_finished_run_has_nothing_left_to_resume(command, simulated, tmp_path)
     assert again.code == 0, again.err
     after = (tmp_path / "run" / "exported" / "backbone.safetensors").read_bytes()
     assert after[-1000:] == before[-1000:]
+
+
+def test_a_run_that_has_ended_goes_on_for_longer(command, simulated, tmp_path) -> None:
+    """With the optimiser and the head that it had, at the rates of the longer schedule."""
+    words = ("cubeclf-pretrain", simulated(0).volume, "--out", tmp_path / "run", *SMALL, *OFTEN)
+    assert command(*words, "--steps", 3).code == 0
+    before = lines(tmp_path / "run")
+    outcome = command(*words, "--steps", 5, "--resume")
+    assert outcome.code == 0, outcome.err
+    after = lines(tmp_path / "run")
+    assert after[: len(before) - 1] == before[:-1]  # the last is a look, which is taken again
+    assert [line["step"] for line in after if "loss" in line] == list(range(5))
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["steps"] == 5
+    fewer = command(*words, "--steps", 4, "--resume")
+    assert fewer.code == 2
+    assert "has taken 5" in fewer.lines[-1]
+
+
+def test_a_short_run_is_looked_at_and_kept_on_the_way(command, simulated, tmp_path) -> None:
+    out = tmp_path / "run"
+    words = ("cubeclf-pretrain", simulated(0).volume, "--out", out, "--steps", 17, *SMALL)
+    assert command(*words, "--method", "mae").code == 0
+    looks = [line["step"] for line in lines(out) if "rank_me" in line]
+    assert looks == [0, 2, 4, 6, 8, 10, 12, 14, 16, 17]
+
+
+def test_time_spent_waiting_is_told(command, simulated, tmp_path, monkeypatch) -> None:
+    batches, shares = CuboidStream.batches, []
+
+    def slow(self, first, last):
+        for batch in batches(self, first, last):
+            time.sleep(0.5 if last == 6 else 0)  # not for the cuboids that are looked at
+            yield batch
+
+    for name, patch in (("slow", True), ("plain", False)):
+        with monkeypatch.context() as changed:
+            if patch:
+                changed.setattr(CuboidStream, "batches", slow)
+            words = ("--out", tmp_path / name, "--method", "mae", "--steps", 6, *SMALL, *OFTEN)
+            assert command("cubeclf-pretrain", simulated(0).volume, *words).code == 0
+        told = [line for line in lines(tmp_path / name) if "wait_share" in line][-1]
+        # Seconds waited for a batch, from the share and the rate of cuboids.
+        shares.append(told["wait_share"] * 4 / told["cuboids_per_s"])
+    assert 0.4 < shares[0] - shares[1] < 0.7
+
+
+def test_tensorboard_has_the_numbers_unasked(command, simulated, tmp_path) -> None:
+    out = tmp_path / "run"
+    plain = [word for word in SMALL if word not in ("--logger", "none")]
+    words = ("--out", out, "--method", "mae", "--steps", 2, *plain, *OFTEN)
+    assert command("cubeclf-pretrain", simulated(0).volume, *words).code == 0
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    told = {line["step"]: line["loss"] for line in lines(out) if "loss" in line}
+    found = {event.step: event.value for event in events.Scalars("loss")}
+    assert found == pytest.approx(told)
+
+
+def test_weights_of_images_are_a_start(command, simulated, tmp_path) -> None:
+    images = VisionTransformer(embed_dim=96, depth=4, num_heads=3, num_classes=0)
+    save_file(images.state_dict(), tmp_path / "images.safetensors")
+    out = tmp_path / "run"
+    words = ("--out", out, "--steps", 1, "--init", tmp_path / "images.safetensors")
+    learned = ("--learning-rate", 1e-9, "--network.positions", "learned")
+    outcome = command("cubeclf-pretrain", simulated(0).volume, *words, *learned, *SMALL, *OFTEN)
+    assert outcome.code == 0, outcome.err
+    backbone, _ = load_backbone(str(out))
+    torch.testing.assert_close(backbone.blocks[2].mlp.fc1.weight, images.blocks[2].mlp.fc1.weight)
+    assert any("before this training" in line for line in outcome.lines)
+
+
+def test_a_batch_that_exchanges_no_surroundings_is_told_of(command, simulated, tmp_path) -> None:
+    six = [6 if word == 4 else word for word in (*SMALL, *OFTEN)]
+    words = ("--out", tmp_path / "run", "--steps", 1, *six)
+    outcome = command("cubeclf-pretrain", simulated(0).volume, *words)
+    assert outcome.code == 0, outcome.err
+    assert any("6 cuboids at a time are no multiple of 4" in line for line in outcome.lines)
+
+
+@pytest.mark.slow
+def test_features_that_collapse_stop_the_run(command, simulated, tmp_path) -> None:
+    """Weights that decay to nothing, in the objective that has no monitor but the embeddings."""
+    out = tmp_path / "run"
+    file = tmp_path / "settings.yaml"
+    file.write_text("weight_decay: 1000\nmonitor_every: 20\n")
+    words = ("--out", out, "--steps", 200, "--config", file, *SMALL)
+    outcome = command("cubeclf-pretrain", simulated(0).volume, *words)
+    assert outcome.code == 1, outcome.err
+    assert any(line.startswith("warning   ") for line in outcome.lines)
+    assert "representation collapse" in outcome.lines[-1]
+    assert "try" in outcome.lines[-1]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -10,8 +11,10 @@ from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
 from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 from lightly.utils.scheduler import cosine_schedule
 
+from cubeclf_core.config import AugmentConfig
 from cubeclf_core.draws import Draws
 from cubeclf_core.errors import InputError
+from cubeclf_core.normalise import normalise
 from pretrain.self_distillation import MovingMean, koleo, sinkhorn, view_cross_entropy
 
 FAMILY = ["dino", "dinov2"]
@@ -104,6 +107,35 @@ def test_teacher_follows_and_is_not_trained(objective, counts, name: str) -> Non
     torch.testing.assert_close(moved, torch.full_like(moved, 0.01), atol=1e-5, rtol=0)
     assert model.exported is model.teacher
     assert float(told["uniform"]) == pytest.approx(math.log(64))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_student_sees_local_views_that_are_cut_and_not_resized(
+    objective, counts, name: str
+) -> None:
+    """Each is a window of its canvas as it is; the teacher sees whole cuboids only."""
+    off = {field.name: 0.0 for field in dataclasses.fields(AugmentConfig)}
+    still = dataclasses.replace(
+        AugmentConfig(), **{**off, "flip": False, "surroundings_um": (8, 18)}
+    )
+    dino = objective(name, channels=1, augment=still).train()
+    seen: dict[str, list[torch.Tensor]] = {"backbone": [], "teacher": []}
+    for which, inputs in seen.items():
+        getattr(dino, which).register_forward_pre_hook(
+            lambda _, given, inputs=inputs: inputs.append(given[0])
+        )
+    canvas = counts(3, dino.canvas_shape, 1)
+    dino(canvas, Draws(0, 0, range(3)), 0.5)
+    whole, small = dino.backbone.config.cuboid_shape, dino.backbone.config.patch_shape
+    assert {tuple(view.shape[2:]) for view in seen["teacher"]} == {whole}
+    local = [view for view in seen["backbone"] if tuple(view.shape[2:]) != whole]
+    assert [tuple(view.shape) for view in local] == [(2 * 3, 1, *small)]
+    for i, view in enumerate(local[0]):
+        windows = canvas[i % 3, 0]
+        for axis, n in enumerate(small):
+            windows = windows.unfold(axis, n, 1)
+        windows = normalise(windows.reshape(-1, 1, *small))
+        assert (windows - view).abs().amax((1, 2, 3, 4)).min() < 1e-4
 
 
 def test_schedules_follow_the_progress(objective, counts) -> None:
