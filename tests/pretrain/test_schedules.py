@@ -20,7 +20,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_a_thousandth() -> None:
     assert (np.diff(rates[:50]) > 0).all()
     assert (np.diff(rates[50:]) < 0).all()
     assert rates.max() == pytest.approx(2e-3)
-    assert rates[-1] == pytest.approx(2e-6, rel=0.1)
+    assert rates[-1] == pytest.approx(2e-6, rel=0.2)
 
 
 def test_weight_decay_stays_or_goes_to_its_end() -> None:
