@@ -106,7 +106,7 @@ def steps() -> list[list[Step]]:
     pretrained = str(HERE / "pretrained")
     scratch = f"scratch:vit-{SIZE}"
     brain = str(HERE / "brain_a.yaml")
-    length = ("--size", SIZE, "--steps", "240", "--batch-size", "32")
+    length = ("--size", SIZE, "--steps", "120", "--batch-size", "32")
     pretrain = ("cubeclf-pretrain", brain, *length, "--out", pretrained)
     classifier, out = HERE / "classifier.pt2", HERE / "classified"
     export = ("cubeclf-export", str(HERE / "finetuned"), "--format", "torch")

@@ -23,6 +23,7 @@ class LearningConfig:
     full: bool = False
     quick: bool = False
     reuse: bool = False
+    check: bool = False
     json: Path | None = None
     plot: Path | None = None
     folder: Path | None = None

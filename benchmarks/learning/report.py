@@ -61,6 +61,16 @@ def tables(figures: Figures, blocks: Sequence[str]) -> str:
     return "\n".join([*parts, lay_out([head, *rows])])
 
 
+def default_learns(figures: Figures) -> bool:
+    """Whether the default objective's worst seed is above what has learned nothing, or linearly."""
+    name = figures["default"]
+    return all(
+        _of(figures, f"{row}.{name}.auc.min") > _of(figures, f"{row}.{other}.auc.max")
+        for row in PROTOCOLS
+        for other in (*UNTRAINED, "pca")
+    )
+
+
 def findings(figures: Figures) -> Iterator[str]:
     """Say of each objective what its worst seed is above, and what a training step costs."""
     names = contenders(figures)

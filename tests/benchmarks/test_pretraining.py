@@ -30,7 +30,7 @@ from benchmarks.learning.contenders import Frozen, principal_components, radial_
 from benchmarks.learning.measure import measure
 from benchmarks.learning.protocols import Result, make_tasks, summarise, try_out
 from benchmarks.learning.recipes import RECIPES
-from benchmarks.learning.report import findings, tables
+from benchmarks.learning.report import default_learns, findings, tables
 from benchmarks.learning.trainings import Training, carry_out, network_of, plan, settings_of
 from benchmarks.pretraining import main
 from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
@@ -335,6 +335,17 @@ def test_all_figures_are_there(
     assert tables(figures, config.blocks) in said
     assert all(line in said for line in findings(figures))
     assert "mae, own: worst seed" in said
+
+
+def test_the_default_has_to_beat_the_untrained_network_with_its_worst_seed() -> None:
+    others = ("untrained", "untrained_pooled", "pca")
+    bars = {f"{row}.{name}.auc.max": 0.9 for row in ("own", "transfer") for name in others}
+    worst = {"own.simclr.auc.min": 0.91, "transfer.simclr.auc.min": 0.91}
+    figures = {"default": "simclr", **bars, **worst}
+    assert default_learns(figures)
+    for key in (*bars, *worst):
+        value = 0.92 if key in bars else 0.89
+        assert not default_learns({**figures, key: value}), key
 
 
 def test_only_the_same_settings_are_taken_as_they_are(tmp_path: Path) -> None:
