@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +75,7 @@ def _parse_and_run(
     preset = preset or str(settings.get("preset", ""))
     if preset in presets:  # an unknown one is told when the arguments are parsed
         settings = {**presets[preset], **settings}
+    arguments = [*_free_settings(settings, config_class, arguments), *arguments]
     app = App(
         name=name,
         help=(config_class.__doc__ or "").split("\n\n    Parameters\n")[0],
@@ -87,6 +89,26 @@ def _parse_and_run(
     )
     app.default(_command(config_class, target))
     app(arguments)
+
+
+def _free_settings(
+    settings: dict[str, Any], config_class: type[Any], arguments: Sequence[str]
+) -> list[str]:
+    """Take mappings of free settings out of a file's, as flags, unless a flag wins over them.
+
+    Left in, a single flag would win over the whole mapping.
+    """
+    given = {word.partition("=")[0].replace("-", "_") for word in arguments}
+    flags = []
+    for field in dataclasses.fields(config_class):
+        values = settings.get(field.name)
+        if field.default_factory is dict and isinstance(values, dict):
+            del settings[field.name]
+            for name, value in values.items():
+                flag = f"--{field.name}.{name}"
+                if flag.replace("-", "_") not in given:
+                    flags += [flag, json.dumps(value)]
+    return flags
 
 
 def _command(config_class: type[Any], target: str) -> Callable[..., None]:

@@ -222,7 +222,9 @@ class PretrainConfig:
 
 
 def _read(value: Any) -> Any:
-    """Read a setting's text as YAML; what is none is left to the objective to refuse."""
+    """Read a setting's text as YAML, in a list too; what is none the objective will refuse."""
+    if isinstance(value, (list, tuple)):
+        return [_read(item) for item in value]
     try:
         return yaml.safe_load(value) if isinstance(value, str) else value
     except yaml.YAMLError:

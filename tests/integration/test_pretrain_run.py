@@ -55,7 +55,10 @@ def test_flags_win_over_config_and_config_over_preset(name: str, config_of, tmp_
 
 def test_printed_config_is_one_that_can_be_given(config_of, tmp_path) -> None:
     nested = ("--settings.temperature", 0.6, "--network.drop-path", 0.1, "--augment.warp", 0)
-    first = config_of("--preset", "laptop", *nested)
+    given = tmp_path / "given.yaml"
+    given.write_text(yaml.safe_dump({"settings": {"teacher_temperature": [0.04, 0.07]}}))
+    first = config_of("--preset", "laptop", "--config", given, *nested)
+    assert first["settings"] == {"temperature": 0.6, "teacher_temperature": [0.04, 0.07]}
     assert first["network"]["drop_path"] == 0.1
     assert first["augment"]["warp"] == 0
     file = tmp_path / "settings.yaml"

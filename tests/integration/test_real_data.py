@@ -115,8 +115,7 @@ def test_a_backbone_of_two_blocks_and_labels_of_one_score_the_other(
         (tmp_path / f"{block}.yaml").write_text(yaml.safe_dump([entry]))
     files = tmp_path / "695.yaml", tmp_path / "753.yaml"
     backbone = tmp_path / "backbone"
-    small = ("--size", "nano", "--steps", 1000, "--batch-size", 16, "--learning-rate", 2e-3)
-    succeed("cubeclf-pretrain", *files, *small, "--candidate-share", 1, "--out", backbone)
+    succeed("cubeclf-pretrain", *files, "--preset", "laptop", "--out", backbone)
     found = {}
     for name, weights in (("pretrained", backbone), ("untrained", "scratch:vit-nano")):
         run = tmp_path / name
@@ -134,4 +133,5 @@ def test_a_backbone_of_two_blocks_and_labels_of_one_score_the_other(
             f"{scores['average_precision_less_prevalence']:+.3f} over the prevalence"
         )
     assert found["pretrained"]["contrast"]["auc"] > 0.9  # as the data's own table says
-    assert found["pretrained"]["classifier"]["auc"] > 0.6  # here it need not win yet
+    scores = [found[which]["classifier"]["auc"] for which in ("pretrained", "untrained")]
+    assert scores[0] > scores[1]
