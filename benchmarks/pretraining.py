@@ -41,6 +41,13 @@ def parse(argv: Sequence[str] | None = None) -> LearningConfig:
         "(default: all three; the folder keeps count of how often 969 was opened)",
     )
     say("--full", action="store_true", help="three seeds and longer training")
+    say(
+        "--patch-um",
+        nargs=3,
+        type=float,
+        metavar=("Z", "Y", "X"),
+        help="patch of the networks, to compare with the default",
+    )
     say("--quick", action="store_true", help="a step or two of everything, to see that it runs")
     say(
         "--check",
@@ -68,7 +75,8 @@ def parse(argv: Sequence[str] | None = None) -> LearningConfig:
         say(flag, type=kind, help=argparse.SUPPRESS)
     say("--methods", nargs="+", default=LearningConfig.methods, help=argparse.SUPPRESS)
     given = vars(parser.parse_args(argv))
-    lists = {name: tuple(given[name]) for name in ("blocks", "methods")}
+    several = ("blocks", "methods", "patch_um")
+    lists = {name: tuple(given[name]) for name in several if given[name] is not None}
     return LearningConfig(**{**given, **lists})
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learning.recipes import RECIPES
-from cubeclf_core.axes import Shape3
+from cubeclf_core.axes import Shape3, Size3
 from pretrain.config import Size
 
 LABELLED = ("695", "753", "969")
@@ -29,6 +29,7 @@ class LearningConfig:
     folder: Path | None = None
     seeds: int | None = None
     steps_scale: float | None = None
+    patch_um: Size3 | None = None
 
 
 @dataclass(frozen=True)

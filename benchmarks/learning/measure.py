@@ -42,7 +42,7 @@ from cubeclf_core.brains import load_brains
 from cubeclf_core.console import say
 from cubeclf_core.errors import require
 from cubeclf_core.vit import Vit3d, Vit3dConfig
-from pretrain.config import PretrainConfig
+from pretrain.config import NetworkConfig, PretrainConfig
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "timm", "lightly", "cubeclf")
 
@@ -107,8 +107,12 @@ def _check(config: LearningConfig, effort: Effort) -> Effort:
     require(config.seeds is None or config.seeds > 0, "--seeds", config.seeds, "at least 1")
     scale = config.steps_scale
     require(scale is None or scale > 0, "--steps-scale", scale, "above 0")
+    overrides = dict(effort.overrides)
+    if config.patch_um is not None:
+        overrides["network"] = NetworkConfig(patch_um=config.patch_um)
     return replace(
         effort,
+        overrides=overrides,
         seeds=effort.seeds if config.seeds is None else config.seeds,
         steps_scale=effort.steps_scale if scale is None else scale,
     )
