@@ -1,10 +1,11 @@
 """Brains: volumes with, perhaps, their labelled cells, from paths or a YAML brains file.
 
-A brains file is a list; its paths are relative to its own folder::
+A brains file is a list; its paths are relative to its own folder; cells are XML, YAML or CSV::
 
     - name: mouse 1
       signal: mouse1.ome.zarr
       cells: mouse1_cells.xml
+      group: animal 1  # by default the name: volumes of one group are never split apart
     - name: mouse 2
       signal: mouse2/ch0
       background: mouse2/ch1
@@ -33,7 +34,7 @@ from cubeclf_core.locations import Location, is_url, locate, on_disk, same_name
 from cubeclf_core.volumes import Volume, open_volume
 
 _REQUIRED = ("name", "signal")
-_KEYS = (*_REQUIRED, "background", "channels", "voxel_size_um", "cells", "weight")
+_KEYS = (*_REQUIRED, "background", "channels", "voxel_size_um", "cells", "group", "weight")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Brain:
         if it was made in memory.
     weight
         How much pretraining draws of it, relative to others.
+    group
+        The animal that it is of, with perhaps other brains: splits keep a group together.
+    cells_path
+        Where its cells were read from.
     """
 
     name: str
@@ -63,6 +68,8 @@ class Brain:
     paths: tuple[Path, ...]
     signal: str = ""
     weight: float = 1.0
+    group: str | None = None
+    cells_path: Path | None = None
 
 
 def load_brains(
@@ -181,9 +188,16 @@ def _load_entry(
     if cells is not None:
         check_inside(cells, volume, cells_path)
     paths = on_disk(signal, background, cells_path, file)
-    weight = entry.get("weight")
+    weight, group = entry.get("weight"), entry.get("group")
     return Brain(
-        name, volume, cells, paths, same_name(signal), 1.0 if weight is None else float(weight)
+        name,
+        volume,
+        cells,
+        paths,
+        signal=same_name(signal),
+        weight=1.0 if weight is None else float(weight),
+        group=None if group is None else str(group),
+        cells_path=None if cells is None else Path(str(cells_path)),
     )
 
 
@@ -238,6 +252,7 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "cells": (_path, "a path"),
     "channels": (_integers, "[signal] or [signal, background], each a number from 0"),
     "voxel_size_um": (_three_numbers, "[z, y, x] in µm"),
+    "group": (_name, "a name without slashes that is not dots"),
     "weight": (_above_zero, "a number above 0"),
 }
 

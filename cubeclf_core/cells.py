@@ -1,24 +1,46 @@
-"""Cell positions and types, in cellfinder's XML.
+"""Cell positions and types, in the files that cellfinder and brainglobe-utils read and write.
 
-The file lists markers under their type: 2 is a cell, 1 is no cell or unknown, and -1 an artefact.
-Positions in the file are x, y, z in voxels of the volume that they were found in; in this package
-they are z, y, x.
+A file is XML, YAML or CSV by its suffix. Type 2 is a cell, 1 is no cell or unknown, and -1 an
+artefact. Positions in the files are x, y, z in voxels of the volume that they were found in; in
+this package they are z, y, x.
 """
 
 from __future__ import annotations
 
+import csv
 import xml.etree.ElementTree as ET
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
+from cubeclf_core.cells_tables import read_csv, read_yaml, write_csv, write_yaml
+from cubeclf_core.cells_xml import read_xml, write_xml
 from cubeclf_core.errors import CellsError
 from cubeclf_core.files import replacing
 
 CELL = 2
 NO_CELL = 1
+
+T = TypeVar("T")
+_Row = tuple[float, float, float, int]  # z, y, x and type
+_UNREADABLE = (OSError, UnicodeDecodeError, ET.ParseError, yaml.YAMLError, csv.Error)
+_READERS: dict[str, Callable[[Path], Sequence[_Row]]] = {
+    ".xml": read_xml,
+    ".yml": read_yaml,
+    ".yaml": read_yaml,
+    ".csv": read_csv,
+}
+_WRITERS: dict[str, Callable[[Path, Sequence[_Row]], None]] = {
+    ".xml": write_xml,
+    ".yml": write_yaml,
+    ".yaml": write_yaml,
+    ".csv": write_csv,
+}
 
 
 @dataclass(frozen=True)
@@ -52,12 +74,13 @@ class Cells:
 
 
 def read_cells(path: str | Path) -> Cells:
-    """Read a cells XML file.
+    """Read a cells file.
 
     Parameters
     ----------
     path
-        A file in cellfinder's (ImageJ cell counter's) format.
+        ``.xml`` (cellfinder's, ImageJ's cell counter), ``.yml``, ``.yaml`` or ``.csv``, as
+        brainglobe-utils writes them. What YAML and CSV say of a cell besides is passed over.
 
     Returns
     -------
@@ -67,64 +90,54 @@ def read_cells(path: str | Path) -> Cells:
     Raises
     ------
     CellsError
-        If the file is missing, is no such XML, or lists no cell.
+        If the file is missing, is no such file, or lists no cell.
     """
     path = Path(path)
+    reader = _by_suffix(_READERS, path)
     try:
-        root = ET.parse(path).getroot()
-    except (OSError, ET.ParseError, UnicodeDecodeError) as error:
-        raise CellsError(f"{path} cannot be read as a cells XML: {error}") from error
-    positions: list[tuple[float, ...]] = []
-    types: list[int] = []
-    try:
-        for group in root.iter("Marker_Type"):
-            kind = int(_text(group, "Type"))
-            for marker in group.iter("Marker"):
-                positions.append(tuple(float(_text(marker, f"Marker{axis}")) for axis in "ZYX"))
-                types.append(kind)
-        kinds = np.array(types, np.int64)
+        rows = reader(path)
+        positions = np.array([row[:3] for row in rows], np.float64).reshape(-1, 3)
+        types = np.array([row[3] for row in rows], np.int64)
+    except _UNREADABLE as error:
+        raise CellsError(f"{path} cannot be read: {error}") from error
     except (ValueError, OverflowError) as error:
-        raise CellsError(f"{path} holds a marker that cannot be understood: {error}") from error
-    if not positions:
-        raise CellsError(f"{path} lists no cells; expected markers with MarkerX, MarkerY, MarkerZ")
-    cells = Cells(np.array(positions, np.float64), kinds)
-    if not np.isfinite(cells.positions).all():
+        raise CellsError(f"{path} holds what cannot be understood: {error}") from error
+    if not len(types):
+        raise CellsError(f"{path} lists no cells; expected x, y, z and the type of each")
+    if not np.isfinite(positions).all():
         raise CellsError(f"{path} holds a position that is not finite")
-    return cells
+    return Cells(positions, types)
 
 
 def write_cells(path: str | Path, cells: Cells) -> None:
-    """Write a cells XML file that cellfinder, brainmapper and napari read.
+    """Write a cells file that cellfinder, brainmapper and napari read.
 
     Parameters
     ----------
     path
-        The file.
+        The file; its suffix chooses the format, as in `read_cells`.
     cells
-        Positions are rounded to whole voxels, as the format has integers only. Markers are grouped
-        by type, and within a type keep their order.
+        In XML, positions are rounded to whole voxels, as that format has integers only, and are
+        grouped by type, within a type in their order. YAML and CSV keep fractions and the order;
+        brainglobe-utils cuts the fractions off where it reads YAML.
+
+    Raises
+    ------
+    CellsError
+        If the suffix is none of these.
     """
     assert np.isfinite(cells.positions).all()
     path = Path(path)
-    root = ET.Element("CellCounter_Marker_File")
-    image = ET.SubElement(root, "Image_Properties")
-    ET.SubElement(image, "Image_Filename").text = "placeholder.tif"
-    data = ET.SubElement(root, "Marker_Data")
-    ET.SubElement(data, "Current_Type").text = "1"
-    for kind in sorted(set(cells.types.tolist())):
-        group = ET.SubElement(data, "Marker_Type")
-        ET.SubElement(group, "Type").text = str(kind)
-        for position in np.rint(cells.positions[cells.types == kind]).astype(int):
-            marker = ET.SubElement(group, "Marker")
-            for axis, value in zip("XYZ", position[::-1], strict=True):
-                ET.SubElement(marker, f"Marker{axis}").text = str(value)
-    ET.indent(root)
+    writer = _by_suffix(_WRITERS, path)
+    rows = [
+        (z, y, x, kind)
+        for (z, y, x), kind in zip(cells.positions.tolist(), cells.types.tolist(), strict=True)
+    ]
     with replacing(path) as temporary:
-        ET.ElementTree(root).write(temporary, encoding="UTF-8", xml_declaration=True)
+        writer(temporary, rows)
 
 
-def _text(element: ET.Element, tag: str) -> str:
-    text = element.findtext(tag)
-    if text is None:
-        raise ValueError(f"<{element.tag}> without <{tag}>")
-    return text
+def _by_suffix(formats: dict[str, T], path: Path) -> T:
+    if path.suffix.lower() not in formats:
+        raise CellsError(f"{path} is no cells file; expected one of {', '.join(formats)}")
+    return formats[path.suffix.lower()]

@@ -58,6 +58,27 @@ def test_a_brains_file_names_its_parts_relative_to_itself(folder: Path) -> None:
     assert (two.volume.n_channels, two.cells) == (1, None)
 
 
+@pytest.mark.parametrize("name", ["c.yml", "c.yaml", "c.csv"])
+def test_cells_come_in_any_format_that_can_be_read(folder: Path, name: str) -> None:
+    cells = Cells(np.array([[4, 3.5, 29]]), np.array([2]))
+    write_cells(folder / name, cells)
+    (brain,) = load_brains([brains_file(folder, entry(cells=name))])
+    assert brain.cells is not None
+    assert brain.cells.positions.tolist() == [[4, 3.5, 29]]
+    assert brain.cells_path == folder / name
+    write_cells(folder / name, Cells(np.array([[4, 20, 29.0]]), np.array([2])))
+    with pytest.raises(CellsOutside, match=name):
+        load_brains([brains_file(folder, entry(cells=name))])
+
+
+def test_volumes_of_one_animal_may_be_grouped(folder: Path) -> None:
+    second = entry(name="two", signal="ch1.tif", group=12)
+    one, two = load_brains([brains_file(folder, entry(), second)])
+    assert (one.group, two.group) == (None, "12")
+    with pytest.raises(BrainsFileError, match="group is"):
+        load_brains([brains_file(folder, entry(group=["12"]))])
+
+
 def test_a_brains_file_may_choose_channels(folder: Path) -> None:
     array = np.arange(3, dtype="uint8")[:, None, None, None] * np.ones(SHAPE, "uint8")
     zarr.create_array(folder / "a.zarr", data=array)
