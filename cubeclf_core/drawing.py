@@ -34,3 +34,9 @@ def _round_length(most_um: float) -> float:
     """Give the largest 1, 2 or 5 times a power of ten that is not above a length."""
     power = 10.0 ** np.floor(np.log10(most_um))
     return float(power * max(m for m in (1, 2, 5) if m * power <= most_um))
+
+
+def plain_text(text: str, most: int = 60) -> str:
+    """Give a text from outside as a figure can show it: not as a formula, and not too long."""
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return text.replace("$", r"\$")
