@@ -1,132 +1,199 @@
-"""cellfinder's labelled cubes: a training YAML that names folders of TIFF cubes.
+"""cellfinder's labelled cubes: TIFF files in the folders that a training YAML names.
 
 A cube is ``pCellz{z}y{y}x{x}Ch{c}.tif``, or ``pCellx{x}_y{y}_z{z}Ch{c}.tif`` as brainglobe-utils
-writes it: 20 × 50 × 50 voxels of 5 × 1 × 1 µm, z y x. Its class is that of its YAML entry.
+writes it: 20 × 50 × 50 voxels of 5 × 1 × 1 µm, z y x. Its class is that of its entry.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tifffile
 import torch
-import yaml
 
-from cubeclf_core.errors import CellsError, InputError
-from cubeclf_core.vit import Vit3dConfig
+from cubeclf_core.axes import Size3
+from cubeclf_core.errors import CellsError
+from cubeclf_core.networks import BackboneConfig
+from cubeclf_core.sources import BROKEN
 from finetune.labels import Labelled
+from finetune.training_yaml import Entry, Position, position_in, read_training_yaml
 
-_KINDS = {"cell": 1, "no_cell": 0}
-_CUBE = re.compile(r"(?P<at>.*[xyz]\d+.*)Ch(?P<channel>\d+)\.tiff?$", re.IGNORECASE)
+_CUBE = re.compile(r"(?!\.)(?P<at>.*[xyz]\d+.*)Ch(?P<channel>\d+)\.tiff?$", re.IGNORECASE)
+_VOXEL_UM = (5.0, 1.0, 1.0)
+_NOWHERE = (math.nan, math.nan, math.nan)
+_DTYPES = ("uint8", "uint16", "float32")
 
 
-def read_cubes(file: Path, network: Vit3dConfig) -> Labelled:
-    """Read all cubes of a training YAML.
+@dataclass(frozen=True)
+class Cube:
+    """A labelled cube on disk.
+
+    Attributes
+    ----------
+    paths
+        Of its signal and, if there is one, its background.
+    label
+        1 cell, 0 no cell.
+    position
+        z y x from its name, in voxels of its volume; none if the name does not say all three.
+    voxel_size_um
+        z y x, of these voxels.
+    group
+        What it is split with.
+    """
+
+    paths: tuple[Path, ...]
+    label: int
+    position: Position | None
+    voxel_size_um: Size3
+    group: str
+
+    @property
+    def source(self) -> str:
+        """Its folder and name."""
+        return f"{self.paths[0].parent.name}/{self.paths[0].name}"
+
+    @property
+    def volume(self) -> str:
+        """What its position is in: nothing else is known of it than the group."""
+        return f"cubes of {self.group}"
+
+
+def list_cubes(file: Path) -> list[Cube]:
+    """List the cubes of a training YAML without reading them.
 
     Parameters
     ----------
     file
-        ``data``: a list with ``cube_dir``, ``type`` (cell, no_cell), ``signal_channel``,
-        ``bg_channel`` (negative: none). Other keys are not needed here. A relative path is tried
-        against the YAML's folder and then against the working directory.
-    network
-        What the cubes are for.
+        As `finetune.training_yaml` describes it.
+
+    Returns
+    -------
+    list of Cube
+        Entry by entry, each sorted by name.
 
     Raises
     ------
     InputError
-        If the YAML or a folder cannot be read.
+        If the YAML cannot be used.
     CellsError
-        If there is no cube, or one has another shape than the network takes.
+        If an entry has no cube, a cube lacks a channel, or a ``cell_def`` chooses none.
     """
-    cuboids: list[npt.NDArray[np.float32]] = []
-    labels: list[int] = []
-    for entry in _entries(file):
-        before = len(cuboids)
-        cuboids.extend(_read_folder(entry, file, network))
-        labels.extend([_KINDS[entry["type"]]] * (len(cuboids) - before))
+    return [cube for entry in read_training_yaml(file) for cube in _list_folder(entry)]
+
+
+def read_listed(cubes: Sequence[Cube], network: BackboneConfig) -> Labelled:
+    """Read cubes, all of one shape and dtype.
+
+    Parameters
+    ----------
+    cubes
+        At least one.
+    network
+        What they are for. Of a cube with two channels, one for one channel takes the signal; for
+        two channels, one without background gets a blank one.
+
+    Raises
+    ------
+    CellsError
+        If a cube cannot be read, has another shape than the network takes, another dtype than the
+        others, or values that are not finite.
+    """
+    if network.voxel_size_um != _VOXEL_UM:
+        raise CellsError(
+            f"{cubes[0].paths[0]} is of voxels of {_VOXEL_UM} µm, as all cubes of cellfinder are; "
+            f"the backbone takes {network.voxel_size_um}: give the brains themselves by --brains"
+        )
+    cuboids = np.zeros((len(cubes), network.channels, *network.cuboid_shape), np.float32)
+    first: tuple[Path, npt.NDArray[np.generic]] | None = None
+    for cuboid, cube in zip(cuboids, cubes, strict=True):
+        for channel, path in zip(cuboid, cube.paths, strict=False):
+            voxels = _read_voxels(path)
+            first = first or (path, voxels)
+            _check_voxels(path, voxels, first, network)
+            channel[:] = voxels
     return Labelled(
-        torch.from_numpy(np.stack(cuboids)), np.array(labels), [file.stem] * len(labels)
+        torch.from_numpy(cuboids),
+        np.array([cube.label for cube in cubes], np.int64),
+        [cube.group for cube in cubes],
+        [cube.volume for cube in cubes],
+        np.array([cube.position or _NOWHERE for cube in cubes], np.float64),
+        np.array([cube.voxel_size_um for cube in cubes], np.float64),
+        [cube.source for cube in cubes],
     )
 
 
-def _entries(file: Path) -> list[dict[str, Any]]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read as YAML: {error}") from error
-    entries = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{file} is no training YAML: expected a list under the key 'data'")
-    kinds: dict[Path, str] = {}
-    for entry in entries:
-        _check_entry(entry, file)
-        folder = _resolve(entry["cube_dir"], file).resolve()
-        if kinds.setdefault(folder, entry["type"]) != entry["type"]:
-            raise InputError(f"{file} names the folder {folder} both as cell and as no_cell")
-    return entries
+def read_cubes(file: Path, network: BackboneConfig) -> Labelled:
+    """Read all cubes of a training YAML, as `list_cubes` and `read_listed` do."""
+    return read_listed(list_cubes(file), network)
 
 
-def _check_entry(entry: Any, file: Path) -> None:
-    if not isinstance(entry, dict) or not isinstance(entry.get("cube_dir"), str):
-        raise InputError(f"{file}: each entry needs a cube_dir, a folder")
-    if entry.get("type") not in list(_KINDS):
-        raise InputError(f"{file}: type is {entry.get('type')!r}, expected cell or no_cell")
-    for key, lowest in (("signal_channel", 0), ("bg_channel", -(2**31))):
-        value = entry.get(key, 0)
-        if not isinstance(value, int) or value < lowest:
-            raise InputError(f"{file}: {key} is {value!r}, expected the number of a channel")
-    if entry.get("cell_def"):
-        raise InputError(
-            f"{file}: cell_def is {entry['cell_def']!r}; choosing cubes by a list of cells is not "
-            "supported yet, so leave it empty and keep each class in a folder of its own"
-        )
-
-
-def _read_folder(
-    entry: dict[str, Any], file: Path, network: Vit3dConfig
-) -> Iterator[npt.NDArray[np.float32]]:
-    folder = _resolve(str(entry["cube_dir"]), file)
-    channels = [int(entry.get("signal_channel", 0)), int(entry.get("bg_channel", -1))]
-    channels = [channel for channel in channels if channel >= 0][: network.channels]
-    cubes: dict[str, dict[int, Path]] = {}
-    for path in sorted(folder.iterdir()):
+def _list_folder(entry: Entry) -> list[Cube]:
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(entry.folder.iterdir()):
         if match := _CUBE.match(path.name):
-            cubes.setdefault(match["at"], {})[int(match["channel"])] = path
-    if not cubes:
-        raise CellsError(f"{folder} holds no cubes; expected files like pCellz1y2x3Ch0.tif")
-    for at, paths in cubes.items():
-        lacking = [channel for channel in channels if channel not in paths]
-        if lacking:
-            raise CellsError(f"{folder}: cube {at} lacks channel {lacking[0]}")
-        yield _read_cube([paths[channel] for channel in channels], network)
+            found.setdefault(match["at"], {})[int(match["channel"])] = path
+    if not found:
+        raise CellsError(f"{entry.folder} holds no cubes; expected files like pCellz1y2x3Ch0.tif")
+    wanted = entry.wanted
+    chosen = [at for at in found if wanted is None or position_in(at) in wanted]
+    if not chosen:
+        raise CellsError(
+            f"none of the {len(found)} cubes in {entry.folder} lies at a position of its cell_def; "
+            "are these positions those in the names of the cubes?"
+        )
+    return [_make_cube(at, found[at], entry) for at in chosen]
 
 
-def _read_cube(paths: list[Path], network: Vit3dConfig) -> npt.NDArray[np.float32]:
-    cube = np.zeros((network.channels, *network.cuboid_shape), np.float32)
-    for channel, path in enumerate(paths):
-        try:
-            voxels = tifffile.imread(path)
-        except (OSError, ValueError) as error:  # tifffile's own errors are ValueErrors
-            raise CellsError(f"{path} cannot be read as TIFF: {error}") from error
-        if voxels.shape != network.cuboid_shape:
-            raise CellsError(
-                f"{path} has shape {voxels.shape}; the backbone takes {network.cuboid_shape}"
-            )
-        if not np.isfinite(voxels).all():
-            raise CellsError(f"{path} holds values that are not finite")
-        cube[channel] = voxels
-    return cube
+def _make_cube(at: str, paths: dict[int, Path], entry: Entry) -> Cube:
+    if lacking := [channel for channel in entry.channels if channel not in paths]:
+        raise CellsError(f"{entry.folder}: cube {at} lacks channel {lacking[0]}")
+    return Cube(
+        tuple(paths[channel] for channel in entry.channels),
+        entry.label,
+        position_in(at),
+        entry.voxel_size_um,
+        entry.group,
+    )
 
 
-def _resolve(path: str, file: Path) -> Path:
-    tried = [file.parent / path, Path.cwd() / path]
-    for folder in tried:
-        if folder.is_dir():
-            return folder
-    raise InputError(f"{file} names the folder {path}, which is neither {tried[0]} nor {tried[1]}")
+def _read_voxels(path: Path) -> npt.NDArray[np.generic]:
+    try:
+        voxels = np.asarray(tifffile.imread(path))
+    except BROKEN as error:
+        raise CellsError(f"{path} cannot be read as TIFF: {error}") from error
+    if voxels.dtype.name not in _DTYPES:
+        expected = ", ".join(_DTYPES)
+        raise CellsError(f"{path} holds {voxels.dtype}; expected one of {expected}")
+    return voxels
+
+
+def _check_voxels(
+    path: Path,
+    voxels: npt.NDArray[np.generic],
+    first: tuple[Path, npt.NDArray[np.generic]],
+    network: BackboneConfig,
+) -> None:
+    other, same = first
+    if voxels.shape != same.shape:
+        raise CellsError(
+            f"{path} has shape {voxels.shape}, but {other} {same.shape}; all cubes must be of one "
+            f"shape, and the backbone takes {network.cuboid_shape}"
+        )
+    if voxels.shape != network.cuboid_shape:
+        raise CellsError(
+            f"{path} has shape {voxels.shape}; the backbone takes {network.cuboid_shape}"
+        )
+    if voxels.dtype.name != same.dtype.name:  # either byte order
+        raise CellsError(
+            f"{path} holds {voxels.dtype}, but {other} {same.dtype}; cubes must be of one dtype, "
+            "as what their counts mean may differ: cut them anew, or convert them"
+        )
+    if not np.isfinite(voxels).all():
+        raise CellsError(f"{path} holds values that are not finite")

@@ -13,40 +13,82 @@ from torch import Tensor
 
 from cubeclf_core.brains import Brain
 from cubeclf_core.candidates import read_all_candidates
+from cubeclf_core.cells import Cells
 from cubeclf_core.errors import CellsError
+from cubeclf_core.networks import BackboneConfig
 from cubeclf_core.normalise import match_channels
-from cubeclf_core.vit import Vit3dConfig
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Raw cuboids as a network takes them, with their class.
+    """Raw cuboids as a network takes them, with their class and where they are from.
 
     Attributes
     ----------
     cuboids
         Float32 raw counts.
     labels
-        Shape (n,), 1 cell, 0 no cell.
+        Shape (n,), the class, counted from 0: 1 cell and 0 no cell where they come from files.
+    brains
+        The group that each belongs to: its brain, or the animal that brain is of. Labels of one
+        group are never split apart without a guard.
+    volumes
+        Which volume each is in: `Brain.signal`; of cubes nothing is known but their group.
+    positions
+        Shape (n, 3), float64, z y x in voxels of that volume; NaN where it is not known.
+    voxels_um
+        Shape (n, 3), size of these voxels.
     sources
-        Name of the brain or file that each is from.
+        What to call each when speaking to a person: file, and z,y,x in voxels.
     """
 
     cuboids: Float[Tensor, "n c z y x"]
     labels: npt.NDArray[np.int64]
+    brains: list[str]
+    volumes: list[str]
+    positions: npt.NDArray[np.float64]
+    voxels_um: npt.NDArray[np.float64]
     sources: list[str]
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        each = (self.cuboids, self.brains, self.volumes, self.sources)
+        assert all(len(part) == n for part in each)
+        assert self.positions.shape == self.voxels_um.shape == (n, 3)
+
+    @property
+    def positions_um(self) -> npt.NDArray[np.float64]:
+        """Shape (n, 3), z y x in the volume; NaN where it is not known."""
+        return self.positions * self.voxels_um
+
+    @classmethod
+    def unplaced(
+        cls, cuboids: Float[Tensor, "n c z y x"], labels: npt.NDArray[np.int64], brain: str
+    ) -> Labelled:
+        """Labels of one brain whose places are not known, named by their number from 0."""
+        n = len(labels)
+        sources = [f"{brain} {i}" for i in range(n)]
+        nowhere = np.full((n, 3), np.nan)
+        return cls(cuboids, labels, [brain] * n, [brain] * n, nowhere, nowhere, sources)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, index: npt.NDArray[np.int64]) -> Labelled:
         """Some of them, in the order given."""
-        sources = [self.sources[i] for i in index]
-        return Labelled(self.cuboids[torch.from_numpy(index)], self.labels[index], sources)
+        return Labelled(
+            self.cuboids[torch.from_numpy(index)],
+            self.labels[index],
+            [self.brains[i] for i in index],
+            [self.volumes[i] for i in index],
+            self.positions[index],
+            self.voxels_um[index],
+            [self.sources[i] for i in index],
+        )
 
 
 def read_labelled(
-    brain: Brain, network: Vit3dConfig, index: npt.NDArray[np.int64] | None = None
+    brain: Brain, network: BackboneConfig, index: npt.NDArray[np.int64] | None = None
 ) -> Labelled:
     """Read the cuboids around a brain's cells, or around some of them.
 
@@ -76,8 +118,26 @@ def read_labelled(
         voxel_size_um=network.voxel_size_um,
         n_channels=min(network.channels, brain.volume.n_channels),
     )
-    cuboids = match_channels(read.cuboids, network.channels)
-    return Labelled(cuboids, cells.labels, [brain.name] * len(cells))
+    return Labelled(
+        match_channels(read.cuboids, network.channels),
+        cells.labels,
+        [group_of(brain)] * len(cells),
+        [brain.signal] * len(cells),
+        cells.positions,
+        np.tile(np.array(brain.volume.voxel_size_um, np.float64), (len(cells), 1)),
+        name_cells(brain, cells),
+    )
+
+
+def group_of(brain: Brain) -> str:
+    """Give the group of a brain: its own name, if it was given none."""
+    return brain.name if brain.group is None else brain.group
+
+
+def name_cells(brain: Brain, cells: Cells) -> list[str]:
+    """Name some of a brain's cells: ``mouse 1/cells.xml 12,340,220``, z,y,x in voxels."""
+    where = brain.name if brain.cells_path is None else f"{brain.name}/{brain.cells_path.name}"
+    return [where + " " + ",".join(f"{p:g}" for p in zyx) for zyx in cells.positions.tolist()]
 
 
 def join(parts: Sequence[Labelled]) -> Labelled:
@@ -85,25 +145,38 @@ def join(parts: Sequence[Labelled]) -> Labelled:
     return Labelled(
         torch.cat([part.cuboids for part in parts]),
         np.concatenate([part.labels for part in parts]),
+        [brain for part in parts for brain in part.brains],
+        [volume for part in parts for volume in part.volumes],
+        np.concatenate([part.positions for part in parts]),
+        np.concatenate([part.voxels_um for part in parts]),
         [source for part in parts for source in part.sources],
     )
 
 
 def check_both_classes(labels: npt.NDArray[np.int64], source: str) -> None:
-    """Raise unless there are cells and others.
+    """Raise unless there are cells and others, at least two of each.
 
     Raises
     ------
     CellsError
-        If there is one class only.
+        If there is one class only, or but one label of a class: nothing could be learned from it
+        and tested too.
     """
-    cells = int(labels.sum())
-    if cells in (0, len(labels)):
-        kind = "cells" if cells else "non-cells"
+    cells = int(np.count_nonzero(labels))
+    others = len(labels) - cells
+    if min(cells, others) >= 2:
+        return
+    if min(cells, others) == 1:
+        found = f"{cells} of {len(labels)} labels {'is a cell' if cells == 1 else 'are cells'}"
         raise CellsError(
-            f"{source}: all {len(labels)} labels are {kind}; a classifier needs both "
+            f"{source}: {found}; a classifier needs at least two cells and two others "
             "(type 2 is a cell, any other type is none)"
         )
+    kind = "cells" if cells else "non-cells"
+    raise CellsError(
+        f"{source}: all {len(labels)} labels are {kind}; a classifier needs both "
+        "(type 2 is a cell, any other type is none)"
+    )
 
 
 def draw(labels: npt.NDArray[np.int64], n: int, seed: int) -> npt.NDArray[np.int64]:
