@@ -20,8 +20,8 @@ from torch import Tensor
 from cubeclf_core.environment import environment
 from cubeclf_core.errors import CheckpointError
 from cubeclf_core.files import replacing
+from cubeclf_core.networks import read_backbone_config
 from cubeclf_core.normalise import NORMALISATION
-from cubeclf_core.vit import Vit3dConfig
 
 FORMAT_VERSION = 1
 _KEY = "cubeclf"
@@ -95,11 +95,12 @@ def load_checkpoint(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
             if _KEY not in metadata:
                 raise CheckpointError(f"{file} was not written by cubeclf: its header says nothing")
             header = read_header(file, metadata[_KEY], kind)
-            if header.normalisation != NORMALISATION:  # exported programs bring their own
+            expected = read_backbone_config(header.backbone).normalisation
+            if header.normalisation != expected:  # exported programs bring their own
                 raise CheckpointError(
                     f"{file} was trained on input normalised by {header.normalisation!r}; this "
-                    f"version of cubeclf normalises by {NORMALISATION!r}: train it anew, or use "
-                    "the version that it comes from"
+                    f"version of cubeclf normalises by {expected!r}: train it anew, or use the "
+                    "version that it comes from"
                 )
             return header, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
@@ -122,7 +123,7 @@ def read_header(file: Path, text: str, kind: str) -> Header:
                 f"{file} has format version {version}, newer than {FORMAT_VERSION}; update cubeclf"
             )
         header = Header(**values)
-        Vit3dConfig.from_dict(header.backbone)
+        read_backbone_config(header.backbone)
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError) as error:

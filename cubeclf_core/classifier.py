@@ -1,4 +1,4 @@
-"""From raw counts to the probability of a cell: a backbone, its pooled features, a linear head."""
+"""From raw counts to the probability of a cell: a backbone and a head."""
 
 from __future__ import annotations
 
@@ -19,45 +19,58 @@ from cubeclf_core.cells import Cells
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CheckpointError, InputError
 from cubeclf_core.exported import is_exported, load_exported
-from cubeclf_core.normalise import match_channels, normalise
-from cubeclf_core.vit import Vit3d, Vit3dConfig
+from cubeclf_core.heads import CELL_CLASS, Head, HeadConfig
+from cubeclf_core.networks import (
+    Backbone,
+    BackboneConfig,
+    make_network,
+    prepare,
+    read_backbone_config,
+)
+from cubeclf_core.normalise import match_channels
+from cubeclf_core.vit import Vit3d
 from cubeclf_core.volumes import Volume
 
 
 class Classifier(nn.Module):
-    """A network that takes raw counts and returns logits of [no cell, cell].
-
-    Features are standardised before the linear head, by statistics of the training cuboids that are
-    kept with the weights.
+    """A network that takes raw counts and returns logits of [no cell, cell, …].
 
     Parameters
     ----------
     backbone
         Encoder; its config gives cuboid, voxel size and channels.
-    n_classes
-        Outputs of the head.
+    head
+        What kind of head; its weights come from torch's global generator.
+
+    Raises
+    ------
+    InputError
+        If the head takes tokens and the backbone has none.
     """
 
-    feature_mean: Tensor
-    feature_std: Tensor
-
-    def __init__(self, backbone: Vit3d, n_classes: int = 2) -> None:
+    def __init__(self, backbone: Backbone, head: HeadConfig | None = None) -> None:
         super().__init__()
+        head = head or HeadConfig()
         self.backbone = backbone
         width = backbone.embedding_width
-        self.register_buffer("feature_mean", torch.zeros(width))
-        self.register_buffer("feature_std", torch.ones(width))
-        self.head = nn.Linear(width, n_classes)
+        if head.takes_tokens:
+            if not isinstance(backbone, Vit3d):
+                raise InputError(
+                    "--head attention needs a vision transformer; expected linear, mlp"
+                )
+            width = int(backbone.embed_dim)
+        self.head = Head(head, width)
 
-    def features(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b feature"]:
-        """Pooled features of raw cuboids, before they are standardised."""
-        x = match_channels(normalise(cuboids), self.backbone.config.channels)
+    def features(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b *token feature"]:
+        """What the head takes of raw cuboids: embeddings, or patch tokens."""
+        x = prepare(cuboids, self.backbone.config)
+        if self.head.config.takes_tokens:
+            return self.backbone(x)[:, 1:]  # type: ignore[no-any-return]
         return self.backbone.embed(x)
 
     def forward(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b klass"]:
         """Logits of raw cuboids."""
-        features = (self.features(cuboids) - self.feature_mean) / self.feature_std
-        return self.head(features)  # type: ignore[no-any-return]
+        return self.head(self.features(cuboids))  # type: ignore[no-any-return]
 
 
 @runtime_checkable
@@ -87,10 +100,16 @@ class LoadedClassifier:
         Raw cuboids to logits.
     config
         Cuboid, voxel size and channels that it takes.
+    threshold
+        Probability from which on a candidate is a cell, as chosen in training.
+    classes
+        Names, in the order of `predict`'s columns; the second is that of cells.
     """
 
     network: Network
-    config: Vit3dConfig
+    config: BackboneConfig
+    threshold: float = 0.5
+    classes: tuple[str, ...] = HeadConfig.classes
 
     @torch.inference_mode()
     def predict(
@@ -109,7 +128,7 @@ class LoadedClassifier:
         Returns
         -------
         numpy.ndarray
-            Shape (b, 2): no cell, cell.
+            Shape (b, class): no cell, cell, and further ones if it was trained on them.
 
         Raises
         ------
@@ -146,7 +165,7 @@ class LoadedClassifier:
             n_channels=min(volume.n_channels, self.config.channels),
         )
         for part in parts:
-            yield Scored(part.index, self.predict(part.cuboids)[:, 1], part.padded)
+            yield Scored(part.index, self.predict(part.cuboids)[:, CELL_CLASS], part.padded)
 
 
 def load_classifier(path: str | Path) -> LoadedClassifier:
@@ -171,10 +190,15 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
     """
     path = Path(path)
     if is_exported(path):
-        program, header = load_exported(path)
-        return LoadedClassifier(program, Vit3dConfig.from_dict(header.backbone))
-    classifier, _ = load_trained(path)
-    return LoadedClassifier(classifier, classifier.backbone.config)
+        network, header = load_exported(path)
+    else:
+        network, header = load_trained(path)
+    threshold = float(header.training.get("threshold", 0.5))
+    try:
+        classes = HeadConfig.from_dict(header.head).classes
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is of an earlier cubeclf; export it again") from error
+    return LoadedClassifier(network, read_backbone_config(header.backbone), threshold, classes)
 
 
 def load_trained(path: Path) -> tuple[Classifier, Header]:
@@ -186,11 +210,11 @@ def load_trained(path: Path) -> tuple[Classifier, Header]:
         If there is no classifier of ours at `path`.
     """
     header, tensors = load_checkpoint(path, "classifier")
-    backbone = Vit3d(Vit3dConfig.from_dict(header.backbone))
-    classifier = Classifier(backbone, header.head["n_classes"])
     try:
+        backbone = make_network(read_backbone_config(header.backbone))
+        classifier = Classifier(backbone, HeadConfig.from_dict(header.head))
         classifier.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} does not hold the weights its header tells of") from error
     return classifier.eval().requires_grad_(False), header
 
@@ -200,7 +224,8 @@ def save_classifier(path: Path, classifier: Classifier, training: dict[str, Any]
     header = Header(
         kind="classifier",
         backbone=dataclasses.asdict(classifier.backbone.config),
-        head={"kind": "linear", "n_classes": classifier.head.out_features},
+        head=dataclasses.asdict(classifier.head.config),
         training=training,
+        normalisation=classifier.backbone.config.normalisation,
     )
     save_checkpoint(path, header, classifier.state_dict())

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CheckpointError, RunFailed
+from cubeclf_core.networks import read_backbone_config
 
 _STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C; SLURM, before it takes a machine back
 T = TypeVar("T")
@@ -187,7 +188,12 @@ def save_state(
     tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"{_OPTIMIZER}{number}.{key}": value for key, value in values.items()}
-    header = Header(kind="training", backbone=dict(backbone), training=dict(progress))
+    header = Header(
+        kind="training",
+        backbone=dict(backbone),
+        training=dict(progress),
+        normalisation=read_backbone_config(dict(backbone)).normalisation,
+    )
     try:
         save_checkpoint(path, header, tensors)
     except Exception as error:  # safetensors has errors of its own for a full disk

@@ -4,16 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from matplotlib.figure import Figure
 
 from cubeclf_core.cli import to_yaml
 from cubeclf_core.console import is_main_process, say
 from cubeclf_core.environment import environment
+from cubeclf_core.errors import InputError
 from cubeclf_core.files import mark, remove, replacing
+
+
+def check_same_settings(folder: Path, config: Any, may_change: Collection[str]) -> None:
+    """Raise unless a run's folder holds a run with the same settings, which may then go on.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    config
+        The resolved config dataclass.
+    may_change
+        Settings that may differ.
+
+    Raises
+    ------
+    InputError
+        If one differs that may not, or ``config.yaml`` cannot be read.
+    """
+    written = folder / "config.yaml"
+    try:
+        before = yaml.safe_load(written.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{written} cannot be read, so nothing can be resumed: {error}") from error
+    if not isinstance(before, dict):
+        raise InputError(f"{written} holds no settings, so nothing can be resumed")
+    for name, value in yaml.safe_load(to_yaml(config)).items():
+        if name not in may_change and value != before.get(name):
+            raise InputError(
+                f"--{name.replace('_', '-')} is {value}, but the run in {folder} began with "
+                f"{before.get(name)}; resume with the settings it began with, or choose another "
+                "--out"
+            )
 
 
 class RunFolder:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cubeclf_core.axes import Shape3, Size3
 from cubeclf_core.errors import InputError, require
+from cubeclf_core.normalise import NORMALISATION
 
 SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads
     "nano": (96, 4, 3),
@@ -91,6 +92,11 @@ class Vit3dConfig:
         require(gains, "layer_scale", self.layer_scale, "a positive number, 1e-5 for instance")
         require(self.projection >= 0, "projection", self.projection, "0 or more")
         require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "a number in [0, 1)")
+
+    @property
+    def normalisation(self) -> str:
+        """What the network takes, always that of `cubeclf_core.normalise`."""
+        return NORMALISATION
 
     @property
     def patch_shape(self) -> Shape3:

@@ -24,7 +24,7 @@ from rich.table import Table
 HERE = Path("demo")
 LABELS = 30
 SIZE = "nano"
-TRAINED = ("--no-freeze", "--steps", "80", "--learning-rate", "2e-4")
+TRAINED = ("--no-freeze", "--epochs", "8")
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -135,7 +135,8 @@ def results() -> Table:
         "density of candidates": ("frozen", "density"),
     }
     for title, (run, score) in rows.items():
-        found = json.loads((HERE / run / "metrics.json").read_text())["test"]["brain_b"][score]
+        scores = json.loads((HERE / run / "metrics.json").read_text())["scores"]
+        found = scores[score]["brains"]["brain_b"]
         table.add_row(title, f"{found['average_precision']:.3f}", f"{found['auc']:.3f}")
     prevalence = found["prevalence"]
     table.caption = f"average precision starts at the share of cells, {prevalence:.3f}"

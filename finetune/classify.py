@@ -8,17 +8,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cubeclf_core.brains import Brain, check_inside, load_brains
+from cubeclf_core.brains import check_inside
 from cubeclf_core.cells import CELL, NO_CELL, Cells, read_cells, write_cells
 from cubeclf_core.classifier import load_classifier
 from cubeclf_core.console import progress, say
-from cubeclf_core.errors import InputError
 from cubeclf_core.files import check_output, mark, replacing
 from cubeclf_core.geometry import source_shape
-from cubeclf_core.locations import on_disk, same_name
 from cubeclf_core.plots import classified_candidates
-from cubeclf_core.volumes import Volume, open_volume
+from cubeclf_core.volumes import Volume
 from finetune.config import ClassifyConfig
+from finetune.opening import open_brain
 
 _PROJECTED_PLANES = 64  # read for the picture at most, evenly spaced
 
@@ -32,7 +31,7 @@ def classify(config: ClassifyConfig) -> None:
         If the brain, the classifier or the candidates cannot be used.
     """
     cells = read_cells(config.cells)
-    brain = _open_brain(config)
+    brain = open_brain(config.brain, config.background, config.voxel_size_um)
     inputs = [*brain.paths, config.cells, config.classifier]
     check_output(config.out, overwrite=config.overwrite, inputs=inputs)
     volume = brain.volume
@@ -49,7 +48,8 @@ def classify(config: ClassifyConfig) -> None:
             advance(len(part.index))
     assert np.isfinite(probability).all()
 
-    accepted = probability >= config.threshold
+    threshold = classifier.threshold if config.threshold is None else config.threshold
+    accepted = probability >= threshold
     types = np.where(accepted, CELL, NO_CELL)
     with replacing(config.out) as out:
         (out / "figures").mkdir(parents=True)
@@ -62,7 +62,7 @@ def classify(config: ClassifyConfig) -> None:
             (cells.positions + 0.5) / np.array(volume.shape),
             accepted,
             probability,
-            config.threshold,
+            threshold,
         )
         figure.savefig(out / "figures" / "classified.png", dpi=120)
     at_border = int(padded.sum())
@@ -70,19 +70,6 @@ def classify(config: ClassifyConfig) -> None:
     say(f"points      {config.out / 'points' / 'cell_classification.xml'}")
     say(f"table       {config.out / 'candidates.csv'}")
     say(f"picture     {config.out / 'figures' / 'classified.png'}")
-
-
-def _open_brain(config: ClassifyConfig) -> Brain:
-    if config.background:
-        volume = open_volume(
-            config.brain, background=config.background, voxel_size_um=config.voxel_size_um
-        )
-        paths = on_disk(config.brain, config.background)
-        return Brain(volume.name, volume, None, paths, same_name(config.brain))
-    brains = load_brains([config.brain], voxel_size_um=config.voxel_size_um)
-    if len(brains) > 1:
-        raise InputError(f"{config.brain} lists {len(brains)} brains; expected one")
-    return brains[0]
 
 
 def _write_table(

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import NoReturn
 
 from cubeclf_core.cli import launch
-from finetune.config import ClassifyConfig, ExportConfig, FinetuneConfig
+from finetune.config import ClassifyConfig, ExportConfig, FinetuneConfig, SuggestConfig
 
 
 def finetune() -> NoReturn:
     """Run `cubeclf-finetune`."""
     launch("cubeclf-finetune", FinetuneConfig, "finetune.run:finetune")
+
+
+def suggest() -> NoReturn:
+    """Run `cubeclf-suggest`."""
+    launch("cubeclf-suggest", SuggestConfig, "finetune.suggest:suggest")
 
 
 def export() -> NoReturn:

@@ -3,78 +3,239 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from cubeclf_core.errors import InputError, require
+
+_HIDDEN = Parameter(show=False)
+_Files = Annotated[tuple[Path, ...], Parameter(consume_multiple=True, show_default=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Train a cell/artefact classifier on a backbone with a few labels.
 
-    Give labelled cuboids by --cubes, labelled brains by --brains, or both. OUT can be passed to
-    `cubeclf-export` and `cubeclf-classify` as it is.
+    Give labelled cuboids by --cubes, labelled brains by --brains, or both. OUT/report.html tells
+    how good it is and which labels to look at again; OUT can be passed to `cubeclf-export`,
+    `cubeclf-classify` and `cubeclf-suggest` as it is. A run that was killed goes on with the same
+    command and --resume.
+
+    Parts of the labels are held out first, whole brains or parts of one in space, to say when to
+    stop, how sure to be and where the threshold lies; then all are learned from.
 
     Parameters
     ----------
     backbone
-        Folder of a pretraining run, a .safetensors file, or scratch:vit-SIZE (nano, micro, tiny,
-        small, base) for random weights.
+        Folder of a pretraining run, a .safetensors file, timm:NAME, scratch:vit-SIZE (nano, micro,
+        tiny, small, base) or resnet18 … resnet152 (cellfinder's network) for random weights, or a
+        model of cellfinder's, .h5 or .keras.
     out
         Folder of the run.
     brains
-        YAML brains file; its brains need cells, type 2 cell and anything else no cell.
+        YAML brains files; their brains need cells, type 2 cell and anything else no cell.
     cubes
-        cellfinder's training YAML; its paths are tried against its own folder, then this one.
+        cellfinder's training YAMLs; paths are tried against the YAML's folder, then this one.
     test
-        YAML brains file of brains that are scored at the end and not used before.
+        YAML brains files of brains that are scored at the end and not used before.
     freeze
         Keep the backbone as it is and train the head alone: fast, and good with few labels.
+    unfreeze_last
+        Train only so many of the backbone's last blocks, and the head.
+    lora_rank
+        Train additions of this rank to the backbone's attention (LoRA), and the head.
+    head
+        linear: on the embedding. mlp: two layers. attention: pools patch tokens by itself.
     labels
         Use only so many labels, drawn at random but with cells and others in proportion.
-    steps
-        Of training the whole network, with --no-freeze.
-    batch_size
-        Cuboids a step, with --no-freeze; half of them cells.
-    learning_rate
-        Peak, with --no-freeze.
+    epochs
+        Passes over the labels, ten steps at least, of all that is trained step by step.
+    folds
+        Parts that are held out in turn: 1 holds out one part once, 0 none. By default 5 with a
+        frozen backbone, else 1.
+    threshold
+        f1, recall=0.99, precision=0.9, by what was held out; or a probability such as 0.42.
     channels
         Of a network from scratch: 1 signal, 2 signal and background.
     voxel_size_um
         Z Y X of brains whose files do not say.
     seed
         Of everything random.
+    resume
+        Go on with the run in OUT where it was stopped; starts one if there is none.
     overwrite
         Replace OUT if it exists.
+    unfreeze_epoch
+        Train the head alone in so many epochs at the start.
+    batch_size
+        Cuboids a step, as many of each class.
+    learning_rate
+        Peak; by default 1e-3 for a head, 5e-4 for LoRA, 2e-4 for a network.
+    layer_decay
+        Factor of the learning rate from a block to the one before it; by default 0.75, and 1 for
+        random weights and LoRA.
+    weight_decay
+        Of AdamW, on matrices only.
+    patience
+        Epochs without an improvement on what is held out, after which a training ends.
+    copies
+        Of each cuboid, turned and flipped, from which a head is fitted on a frozen backbone.
+    precision
+        32-true, bf16-mixed, or auto: bf16 on a GPU that has it.
     """
 
     backbone: str
     out: Path
-    brains: Path | None = None
-    cubes: Path | None = None
-    test: Path | None = None
+    brains: _Files = ()
+    cubes: _Files = ()
+    test: _Files = ()
     freeze: bool = True
+    unfreeze_last: int | None = None
+    lora_rank: int | None = None
+    head: Literal["linear", "mlp", "attention"] = "linear"
     labels: int | None = None
-    steps: int = 200
-    batch_size: int = 32
-    learning_rate: float = 1e-4
+    epochs: int = 20
+    folds: int | None = None
+    threshold: str = "f1"
     channels: Literal[1, 2] = 2
+    voxel_size_um: tuple[float, float, float] | None = None
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+    unfreeze_epoch: Annotated[int, _HIDDEN] = 0
+    batch_size: Annotated[int, _HIDDEN] = 32
+    learning_rate: Annotated[float | None, _HIDDEN] = None
+    layer_decay: Annotated[float | None, _HIDDEN] = None
+    weight_decay: Annotated[float, _HIDDEN] = 0.05
+    patience: Annotated[int, _HIDDEN] = 8
+    copies: Annotated[int, _HIDDEN] = 4
+    precision: Annotated[Literal["auto", "32-true", "bf16-mixed"], _HIDDEN] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.brains and not self.cubes:
+            raise InputError("no labels: give --brains FILE, --cubes FILE, or both")
+        enough = self.labels is None or self.labels >= 4
+        require(enough, "--labels", self.labels, "at least 4, two of each class")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            fits = value is None or value >= least
+            require(fits, f"--{name.replace('_', '-')}", value, f"at least {least}")
+        both = self.unfreeze_last is not None and self.lora_rank is not None
+        require(not both, "--unfreeze-last with --lora-rank", "given", "one of the two")
+        rate = self.learning_rate
+        positive = rate is None or (math.isfinite(rate) and rate > 0)
+        require(positive, "--learning-rate", rate, "a number above 0")
+        falls = self.layer_decay is None or 0 < self.layer_decay <= 1
+        require(falls, "--layer-decay", self.layer_decay, "above 0, at most 1")
+        decays = math.isfinite(self.weight_decay) and self.weight_decay >= 0
+        require(decays, "--weight-decay", self.weight_decay, "0 or more")
+        either = not (self.resume and self.overwrite)
+        require(
+            either, "--resume with --overwrite", "given", "one of the two: go on, or begin anew"
+        )
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the head alone is trained."""
+        return self.freeze and self.unfreeze_last is None and self.lora_rank is None
+
+    @property
+    def what(self) -> str:
+        """What is trained, in words."""
+        head = f"a {self.head} head" if self.head != "attention" else "an attention head"
+        if self.frozen:
+            return f"{head} on a frozen backbone"
+        if self.lora_rank is not None:
+            return f"{head} and additions of rank {self.lora_rank}"
+        if self.unfreeze_last is not None:
+            return f"{head} and the last {self.unfreeze_last} blocks"
+        return f"{head} and the whole backbone"
+
+    @property
+    def parts_held_out(self) -> int:
+        """How many parts of the labels are held out in turn."""
+        usual = 5 if self.frozen else 1
+        return usual if self.folds is None else self.folds
+
+    @property
+    def falling(self) -> float:
+        """Factor of the learning rate from a block to the one before it."""
+        if self.layer_decay is not None:
+            return self.layer_decay
+        random = re.fullmatch(r"scratch:.*|resnet\d+", self.backbone) is not None
+        return 1.0 if random or self.lora_rank is not None else 0.75
+
+    @property
+    def peak_rate(self) -> float:
+        """Highest learning rate."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-3 if self.frozen else 5e-4 if self.lora_rank is not None else 2e-4
+
+
+_LEAST = {
+    "epochs": 1,
+    "folds": 0,
+    "seed": 0,
+    "unfreeze_last": 1,
+    "lora_rank": 1,
+    "unfreeze_epoch": 0,
+    "batch_size": 2,
+    "patience": 1,
+    "copies": 1,
+}
+
+
+@dataclass(frozen=True)
+class SuggestConfig:
+    """Name the candidates of a brain that are most worth labelling next.
+
+    They are those that the classifier is unsure of, and that differ from each other and from what
+    it has learned from. OUT is a cells XML that opens in napari; beside it a CSV has rank and
+    probability. Label them, add them to the brains file, and run `cubeclf-finetune` again.
+
+    Parameters
+    ----------
+    brain
+        OME-Zarr or zarr array (also by URL), folder of TIFF planes, TIFF stack, or a brains file of
+        one brain.
+    classifier
+        Folder of a fine-tuning run.
+    cells
+        Candidates, a cells XML, YAML or CSV in voxels of the brain.
+    out
+        Cells XML to write.
+    budget
+        How many.
+    background
+        Volume of the second channel, where BRAIN has one only.
+    voxel_size_um
+        Z Y X, if the brain does not say.
+    seed
+        Of the draw.
+    overwrite
+        Replace OUT if it exists.
+    """
+
+    brain: str
+    _: KW_ONLY
+    classifier: Path
+    cells: Path
+    out: Path
+    budget: int = 50
+    background: str | None = None
     voxel_size_um: tuple[float, float, float] | None = None
     seed: int = 0
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if not self.brains and not self.cubes:
-            raise InputError("no labels: give --brains FILE, --cubes FILE, or both")
-        enough = self.labels is None or self.labels >= 2
-        require(enough, "--labels", self.labels, "at least 2, one of each class")
-        require(self.steps >= 1, "--steps", self.steps, "at least 1")
-        require(self.batch_size >= 2, "--batch-size", self.batch_size, "at least 2")
-        rate = self.learning_rate
-        require(math.isfinite(rate) and rate > 0, "--learning-rate", rate, "a number above 0")
-        require(self.seed >= 0, "--seed", self.seed, "0 or more")
+        require(self.budget >= 1, "--budget", self.budget, "at least 1")
+        xml = self.out.suffix.lower() == ".xml"
+        require(xml, "--out", self.out, "a file ending in .xml")
 
 
 @dataclass(frozen=True)
@@ -119,7 +280,7 @@ class ClassifyConfig:
     classifier
         Exported file, or folder of a fine-tuning run.
     cells
-        Candidates, a cells XML in voxels of the brain.
+        Candidates, a cells XML, YAML or CSV in voxels of the brain.
     out
         Folder to write.
     background
@@ -127,7 +288,7 @@ class ClassifyConfig:
     voxel_size_um
         Z Y X, if the brain does not say.
     threshold
-        Probability from which on a candidate is a cell.
+        Probability from which on a candidate is a cell; by default the classifier's own.
     overwrite
         Replace OUT if it exists.
     """
@@ -139,8 +300,9 @@ class ClassifyConfig:
     out: Path
     background: str | None = None
     voxel_size_um: tuple[float, float, float] | None = None
-    threshold: float = 0.5
+    threshold: float | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        require(0 <= self.threshold <= 1, "--threshold", self.threshold, "a probability")
+        fits = self.threshold is None or 0 <= self.threshold <= 1
+        require(fits, "--threshold", self.threshold, "a probability")

@@ -2,137 +2,268 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from lightning_fabric import Fabric
+from safetensors import SafetensorError
 
-from cubeclf_core.backbones import load_backbone
 from cubeclf_core.brains import Brain, load_brains
+from cubeclf_core.calibration import fit_temperature
 from cubeclf_core.classifier import Classifier, save_classifier
-from cubeclf_core.errors import CellsError, InputError
+from cubeclf_core.engine import make_fabric
+from cubeclf_core.errors import CellsError, InputError, RunFailed
 from cubeclf_core.files import check_output
-from cubeclf_core.metrics import classification_metrics
-from cubeclf_core.plots import precision_recall
-from cubeclf_core.rules import contrast, density
-from cubeclf_core.runs import RunFolder
-from cubeclf_core.vit import Vit3dConfig
+from cubeclf_core.heads import CELL_CLASS, HeadConfig
+from cubeclf_core.runs import RunFolder, check_same_settings
+from finetune.adapt import choose_trained
+from finetune.assessment import Account, Tested, assess
 from finetune.config import FinetuneConfig
-from finetune.cubes import read_cubes
-from finetune.labels import Labelled, check_both_classes, draw, join, read_labelled
-from finetune.training import finetune_network, fit_head, predict
+from finetune.examples import in_parts
+from finetune.label_errors import label_errors
+from finetune.labels import Labelled, group_of, join, read_labelled
+from finetune.memory import embed, save_memory
+from finetune.parts import Split
+from finetune.sources import Sources, find_labels, reach_um, read_sources
+from finetune.splits import folds, split
+from finetune.starting import Start, load_start
+from finetune.thresholds import ChosenThreshold, choose_threshold, parse_threshold
+from finetune.trials import Outcome, Trials
+
+CHECKPOINT = "checkpoints/last.safetensors"
+_MAY_CHANGE = ("out", "resume", "overwrite")
 
 
 def finetune(config: FinetuneConfig) -> None:
-    """Run one fine-tuning to its end and write the classifier.
+    """Run one fine-tuning to its end and write the classifier and the report.
 
     Raises
     ------
     InputError
         If the settings, the backbone or the labels cannot be used; nothing has been written then.
+    Stopped
+        If a signal asked for it; `--resume` goes on.
+    RunFailed
+        If the disk is full.
     """
-    brains = _labelled_brains(config.brains, config) if config.brains else []
-    test_brains = _labelled_brains(config.test, config) if config.test else []
-    _check_apart(brains, test_brains)
-    inputs = [path for brain in (*brains, *test_brains) for path in brain.paths]
-    inputs += [path for path in (Path(config.backbone), config.cubes) if path]
-    check_output(config.out, overwrite=config.overwrite, inputs=inputs)
-    backbone, origin = load_backbone(config.backbone, channels=config.channels, seed=config.seed)
-    data = _training_data(config, brains, backbone.config)
-    test_data = [read_labelled(brain, backbone.config) for brain in test_brains]
-    run = RunFolder(config.out, config)
-    cells = int(data.labels.sum())
-    run.tell(f"{len(data)} labels: {cells} cells, {len(data) - cells} others")
-
-    classifier = Classifier(backbone)
-    fit_head(classifier, data, config.seed)
-    if not config.freeze:
-        for line in finetune_network(classifier, data, config):
-            run.log(**line)
-
-    training = {
-        "backbone": origin,
-        "labels": {"n": len(data), "cells": cells, "sources": sorted(set(data.sources))},
-        "frozen": config.freeze,
-        "seed": config.seed,
-    }
-    save_classifier(run.exported / "classifier.safetensors", classifier, training)
-    tested = {
-        brain.name: _test(classifier, brain, labelled, run)
-        for brain, labelled in zip(test_brains, test_data, strict=True)
-    }
-    run.write_json("metrics.json", {"labels": training["labels"], "test": tested})
+    parse_threshold(config.threshold)  # refused before anything is read
+    sources = find_labels(config.brains, config.cubes, voxel_size_um=config.voxel_size_um)
+    test_brains = _test_brains(config)
+    _check_apart(sources, test_brains)
+    resumed = config.resume and (config.out / "config.yaml").exists()
+    _check_folder(config, sources, test_brains, resumed=resumed)
+    start = load_start(config.backbone, channels=config.channels, seed=config.seed)
+    network = start.backbone.config
+    data, notes = read_sources(sources, network, n=config.labels, seed=config.seed)
+    test = [read_labelled(brain, network) for brain in test_brains]
+    splits, how = _splits(config, data, sources, start)
+    base = _classifier(config, start)
+    fabric = make_fabric(config.precision)
+    if fabric.world_size > 1:
+        raise InputError("fine-tuning runs on one device; start it without torchrun")
+    run = RunFolder(config.out, config, resume=resumed)
+    try:
+        _introduce(run, data, [*notes, *how])
+        outcome = _train(config, base, data, splits, run, fabric, resumed=resumed)
+        classifier = outcome.classifier
+        temperature, threshold = _calibrate(config, outcome, data)
+        training = {
+            "backbone": start.origin,
+            "labels": {
+                "n": len(data),
+                "cells": int((data.labels == CELL_CLASS).sum()),
+                "brains": sorted(set(data.brains)),
+            },
+            "trained": config.what,
+            "epochs": outcome.epochs,
+            "seed": config.seed,
+            "threshold": threshold.threshold,
+        }
+        save_classifier(run.exported / "classifier.safetensors", classifier, training)
+        save_memory(run.exported / "labelled.safetensors", classifier, data)
+        account = Account(
+            config=config,
+            trained=_sentence(config, start, outcome),
+            split="; ".join(how) or _told(splits),
+            labels=data,
+            suspected=_suspected(outcome, data, temperature),
+            voxel_size_um=network.voxel_size_um,
+            temperature=temperature,
+            threshold=threshold,
+            classes=classifier.head.config.classes,
+            notes=notes,
+        )
+        assess(run, account, _tested(outcome, data, test))
+    except (OSError, SafetensorError) as error:
+        raise RunFailed(f"stopped: {error}; make room and go on with --resume") from error
     run.tell(f"classifier  {run.exported / 'classifier.safetensors'}")
 
 
-def _test(classifier: Classifier, brain: Brain, data: Labelled, run: RunFolder) -> dict[str, Any]:
-    """Score a brain that training has not seen, beside the simple rules."""
-    assert brain.cells is not None
-    voxel_size_um = classifier.backbone.config.voxel_size_um
-    rule, contrast_score = contrast(data.cuboids[:, 0].numpy(), data.labels, voxel_size_um)
-    scores = {
-        "classifier": predict(classifier, data.cuboids),
-        "contrast": contrast_score,
-        "density": density(brain.cells.positions, brain.volume.voxel_size_um),
-    }
-    results = {name: classification_metrics(data.labels, score) for name, score in scores.items()}
-    for name, result in results.items():
-        run.tell(
-            f"{brain.name}: {name:<10} AUC {result['auc']:.3f}, "
-            f"average precision {result['average_precision']:.3f} "
-            f"({result['average_precision_less_prevalence']:+.3f} over the share of cells)"
-        )
-    figure = run.save_figure(
-        f"figures/precision_recall_{brain.name}.png", precision_recall(data.labels, scores)
+def _splits(
+    config: FinetuneConfig, data: Labelled, sources: Sources, start: Start
+) -> tuple[list[Split], list[str]]:
+    """Decide what is held out; where nothing can be, say why."""
+    reach = reach_um(sources, start.backbone.config)
+    where = (data.labels, data.brains, data.positions_um, reach)
+    if not config.parts_held_out:
+        return [], ["nothing was held out, as --folds 0 asks for"]
+    for k in range(config.parts_held_out, 1, -1):  # fewer, where labels are too few or too close
+        try:
+            return folds(*where, k=k, seed=config.seed), []
+        except InputError:
+            continue
+    try:
+        return [split(*where, seed=config.seed)], []
+    except InputError as error:
+        return [], [f"nothing could be held out: {error}"]
+
+
+def _told(splits: Sequence[Split]) -> str:
+    return "; ".join(split.how for split in splits)
+
+
+def _classifier(config: FinetuneConfig, start: Start) -> Classifier:
+    """Put a fresh head on the backbone, and try out whether it can be trained as asked."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        classifier = Classifier(start.backbone, HeadConfig(kind=config.head))
+    choose_trained(
+        copy.deepcopy(classifier),
+        freeze=config.frozen,
+        last=config.unfreeze_last,
+        rank=config.lora_rank,
+        seed=config.seed,
     )
-    run.tell(f"picture     {figure}")
-    return {**results, "contrast_rule": rule}
+    return classifier
 
 
-def _training_data(
-    config: FinetuneConfig, brains: Sequence[Brain], network: Vit3dConfig
-) -> Labelled:
-    """Read the labels of brains and cubes, or as many of all of them as are wanted."""
-    cubes = [read_cubes(config.cubes, network)] if config.cubes else []
-    by_brain = [brain.cells.labels for brain in brains if brain.cells]
-    labels = np.concatenate([*by_brain, *(part.labels for part in cubes)])
-    check_both_classes(labels, str(config.brains or config.cubes))
-    wanted = draw(labels, len(labels) if config.labels is None else config.labels, config.seed)
-    ends = np.cumsum([*map(len, by_brain), *map(len, cubes)])
-    own = [part - first for part, first in zip(_split(wanted, ends), [0, *ends], strict=False)]
-    parts = [
-        read_labelled(brain, network, index) for brain, index in zip(brains, own, strict=False)
-    ]
-    parts += [part.subset(index) for part, index in zip(cubes, own[len(brains) :], strict=True)]
-    return join(parts)
+def _introduce(run: RunFolder, data: Labelled, remarks: Sequence[str]) -> None:
+    cells = int((data.labels == CELL_CLASS).sum())
+    run.tell(f"{len(data)} labels: {cells} cells, {len(data) - cells} others")
+    for remark in remarks:
+        run.tell(f"note        {remark}")
 
 
-def _split(
-    index: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
-) -> list[npt.NDArray[np.int64]]:
-    """Split sorted indices at the ends of the parts that they count through."""
-    return np.split(index, np.searchsorted(index, ends[:-1]))
+def _train(
+    config: FinetuneConfig,
+    base: Classifier,
+    data: Labelled,
+    splits: Sequence[Split],
+    run: RunFolder,
+    fabric: Fabric,
+    *,
+    resumed: bool,
+) -> Outcome:
+    checkpoint = run.path / CHECKPOINT
+    trials = Trials(
+        config=config,
+        base=base,
+        data=data,
+        splits=splits,
+        fabric=fabric,
+        log=lambda told: run.log(**told),
+        trim=lambda step: run.trim("metrics.jsonl", step),
+        tell=run.tell,
+        checkpoint=checkpoint,
+    )
+    going_on = resumed and checkpoint.exists()
+    if not going_on:
+        run.trim("metrics.jsonl", 0)
+    return trials.run(resume=going_on)
 
 
-def _check_apart(brains: Sequence[Brain], test_brains: Sequence[Brain]) -> None:
-    """Refuse a test brain that is trained on."""
-    seen = {brain.signal for brain in brains}
-    for brain in test_brains:
-        if brain.signal in seen:
+def _calibrate(
+    config: FinetuneConfig, outcome: Outcome, data: Labelled
+) -> tuple[float | None, ChosenThreshold]:
+    """Find temperature and threshold by what was held out; the temperature goes into the head."""
+    rule = parse_threshold(config.threshold)
+    if not len(outcome.held_out):
+        fixed = rule.value if rule.kind == "fixed" else 0.5
+        remark = "" if rule.kind == "fixed" else "nothing was held out to choose it by: 0.5"
+        return None, ChosenThreshold(fixed, remark)
+    labels = data.labels[outcome.held_out]
+    temperature = fit_temperature(outcome.logits.double().numpy(), labels)
+    outcome.classifier.head.temperature.fill_(temperature)
+    probability = (outcome.logits.double() / temperature).softmax(1)[:, CELL_CLASS].numpy()
+    return temperature, choose_threshold(rule, labels, probability)
+
+
+def _suspected(outcome: Outcome, data: Labelled, temperature: float | None) -> tuple[Any, Any]:
+    if not len(outcome.held_out):
+        return np.zeros(0, np.int64), np.zeros(0)
+    probability = (outcome.logits.double() / (temperature or 1.0)).softmax(1).numpy()
+    index, belief = label_errors(data.labels[outcome.held_out], probability)
+    return outcome.held_out[index], belief
+
+
+def _tested(outcome: Outcome, data: Labelled, test: Sequence[Labelled]) -> Tested | None:
+    """Score test brains by the classifier; without any, take what was held out in training."""
+    classifier = outcome.classifier
+    temperature = float(classifier.head.temperature)
+    if test:
+        tested = join(test)
+        everything = torch.arange(len(tested))
+
+        def cuboids(index: torch.Tensor) -> torch.Tensor:
+            return tested.cuboids[index]
+
+        logits = in_parts(classifier, cuboids, everything) * temperature
+        features = in_parts(partial(embed, classifier), cuboids, everything).numpy()
+    elif len(outcome.held_out):
+        tested, logits = data.subset(outcome.held_out), outcome.logits
+        features = outcome.features[outcome.held_out].numpy()
+    else:
+        return None
+    return Tested(
+        data=tested,
+        probabilities=(logits.double() / temperature).softmax(1).numpy(),
+        uncalibrated=logits.double().softmax(1).numpy(),
+        embeddings=features,
+        unseen=bool(test),
+    )
+
+
+def _sentence(config: FinetuneConfig, start: Start, outcome: Outcome) -> str:
+    kind = type(start.backbone).__name__
+    epochs = f", for {outcome.epochs} epochs" if outcome.epochs else ""
+    return f"{config.what}, from {config.backbone} ({kind}){epochs}"
+
+
+def _check_folder(
+    config: FinetuneConfig, sources: Sources, test: Sequence[Brain], *, resumed: bool
+) -> None:
+    """Raise unless OUT can be made anew, or is the run that is to go on."""
+    inputs = [*sources.paths, *config.test, Path(config.backbone)]
+    inputs += [path for brain in test for path in brain.paths]
+    check_output(config.out, overwrite=config.overwrite or resumed, inputs=inputs)
+    if resumed:
+        check_same_settings(config.out, config, _MAY_CHANGE)
+
+
+def _check_apart(sources: Sources, test: Sequence[Brain]) -> None:
+    """Refuse a test brain that is trained on, also by another name of the same animal."""
+    seen = {brain.signal for brain in sources.brains}
+    groups = {group_of(brain) for brain in sources.brains}
+    groups |= {cube.group for cube in sources.cubes}
+    for brain in test:
+        if brain.signal in seen or group_of(brain) in groups:
             raise InputError(
-                f"--test names {brain.signal}, which --brains names too; a test needs a brain "
-                "that training has not seen"
+                f"--test names {brain.signal} of {group_of(brain)}, which --brains names too or "
+                "--cubes are of; a test needs a brain that training has not seen"
             )
 
 
-def _labelled_brains(file: Path, config: FinetuneConfig) -> Sequence[Brain]:
-    """Load a brains file and check that its labels can be used before anything is computed."""
-    brains = load_brains([file], voxel_size_um=config.voxel_size_um)
+def _test_brains(config: FinetuneConfig) -> Sequence[Brain]:
+    """Load test brains and check that they have labels before anything is computed."""
+    if not config.test:
+        return []
+    brains = load_brains(config.test, voxel_size_um=config.voxel_size_um)
     for brain in brains:
         if brain.cells is None:
-            raise CellsError(f"{file}: brain {brain.name} has no cells; add a `cells` entry")
-        if file == config.test:
-            check_both_classes(brain.cells.labels, f"{file}, brain {brain.name}")
+            raise CellsError(f"test brain {brain.name} has no cells; add a `cells` entry")
     return brains

@@ -1,12 +1,18 @@
-"""How a classifier learns from labels: the head alone, or after it the whole network.
+"""How a classifier learns from labels: one trial, from a fresh network to its best epoch.
 
-The head is fitted on frozen features first, in both cases: with few labels, a network that starts
-from a random head unlearns what its backbone knew (Kumar et al., arXiv:2202.10054).
+A linear head is fitted on frozen features first, whatever is trained after it: with few labels, a
+network that starts from a random head unlearns what its backbone knew (Kumar et al.,
+arXiv:2202.10054). Batches hold as many of each class; what the classes' shares say is put into the
+logits, so that probabilities are those of brains with the training labels' share of cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,57 +22,58 @@ from jaxtyping import Float
 from lightly.utils.scheduler import cosine_warmup_schedule
 from lightning_fabric import Fabric
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
-from torch import Tensor
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
 
-from cubeclf_core.augment import bend, drop_background, flip_and_rotate, photon_noise
-from cubeclf_core.axes import Size3
-from cubeclf_core.classifier import Classifier
-from cubeclf_core.config import AugmentConfig
-from cubeclf_core.console import progress
 from cubeclf_core.draws import Draws
+from cubeclf_core.engine import load_state, save_state
+from cubeclf_core.heads import CELL_CLASS, Head
+from finetune.adapt import settle_statistics, trained_norms
 from finetune.config import FinetuneConfig
-from finetune.labels import Labelled
+from finetune.examples import Examples, Features, in_parts
 
-_GAMMA, _NOISE = AugmentConfig.gamma, AugmentConfig.noise  # contrast tells what a cell is
-_COPIES = 4  # flipped and rotated, of each cuboid, for the head
 _INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # C of the logistic regression, to choose from
+_LEAST_STEPS = 10  # an epoch has, however few the labels
+_EMA = 0.99  # towards which the share of the old rises
+_LABEL_SMOOTHING = 0.1
+_WARM_UP = 0.1  # share of the steps
+
+Labels = npt.NDArray[np.int64]
+Index = npt.NDArray[np.int64]
 
 
-def fit_head(classifier: Classifier, data: Labelled, seed: int) -> None:
-    """Fit the linear head on the features of the backbone as it is.
+def fit_head(head: Head, features: Features, labels: Labels, index: Index, seed: int) -> None:
+    """Fit a linear head on features of the labels in `index`.
 
-    The penalty is chosen by cross-validation within the labels. Classes count alike; the bias is
-    then moved so that probabilities are those of brains with the training labels' share of cells.
+    The penalty is chosen by cross-validation within these. Classes count alike; the bias is then
+    moved so that probabilities are those of brains with the same shares of the classes.
     """
-    voxel_size_um = classifier.backbone.config.voxel_size_um
-    copies = [embed(classifier, data.cuboids)]
-    while len(copies) < _COPIES:
-        draws = Draws(seed, len(copies), range(len(data.cuboids)))
-        moved = flip_and_rotate(data.cuboids, draws, voxel_size_um=voxel_size_um)
-        copies.append(embed(classifier, moved))
-    features = torch.cat(copies)
-    labels = np.tile(data.labels, _COPIES)
-    classifier.feature_mean.copy_(features.mean(0))
-    classifier.feature_std.copy_(features.std(0).clamp_min(1e-6))
-    x = ((features - classifier.feature_mean) / classifier.feature_std).double().numpy()
-    regression = _regression(_choose_penalty(x, labels, seed)).fit(x, labels)
-    weight = torch.from_numpy(regression.coef_[0]).float()
-    bias = float(regression.intercept_[0]) + prior_log_odds(data.labels)
-    with torch.no_grad():  # as two classes with opposite logits, for a softmax
-        classifier.head.weight.copy_(torch.stack([-weight / 2, weight / 2]))
-        classifier.head.bias.copy_(torch.tensor([-bias / 2, bias / 2]))
+    copies = features.copies[:, torch.from_numpy(index)].flatten(0, 1)
+    head.fit_scale(copies)
+    x = ((copies - head.mean) / head.deviation).double().numpy()
+    own = labels[index]
+    y = np.tile(own, len(features.copies))
+    regression = _regression(_choose_penalty(x, y, len(index), seed)).fit(x, y)
+    weight, bias = torch.from_numpy(regression.coef_), torch.from_numpy(regression.intercept_)
+    if len(weight) == 1:  # two classes: opposite logits, for a softmax
+        weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
+    with torch.no_grad():
+        head.last.weight.copy_(weight)
+        head.last.bias.copy_(bias.float() + prior_logits(own, len(weight)))
 
 
-def _choose_penalty(x: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], seed: int) -> float:
+def _choose_penalty(x: npt.NDArray[np.float64], y: Labels, n: int, seed: int) -> float:
     """Choose C by AUC in five folds of the training labels; a label's copies share a fold."""
-    label = np.arange(len(labels)) % (len(labels) // _COPIES)
-    n_folds = min(5, int(np.bincount(labels).min()) // _COPIES)
+    label = np.arange(len(y)) % n
+    n_folds = min(5, int(np.bincount(y[:n]).min()))
     if n_folds < 2:
         return _INVERSE_PENALTIES[0]
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    scoring = "roc_auc" if y.max() == 1 else "neg_log_loss"
     scores = [
-        cross_val_score(_regression(c), x, labels, groups=label, scoring="roc_auc", cv=folds).mean()
+        cross_val_score(_regression(c), x, y, groups=label, scoring=scoring, cv=folds).mean()
         for c in _INVERSE_PENALTIES
     ]
     return _INVERSE_PENALTIES[int(np.argmax(scores))]
@@ -76,99 +83,260 @@ def _regression(c: float) -> LogisticRegression:
     return LogisticRegression(C=c, class_weight="balanced", max_iter=2000)
 
 
-def prior_log_odds(labels: npt.NDArray[np.int64]) -> float:
-    """Logit of the share of cells: what training on balanced classes leaves out."""
-    share = float(labels.mean())
-    return float(np.log(share / (1 - share)))
+def prior_logits(labels: Labels, n_classes: int) -> Float[Tensor, " klass"]:
+    """Logarithms of the classes' shares, of mean 0: what training on balanced classes leaves out.
 
-
-@torch.no_grad()
-def embed(
-    classifier: Classifier, cuboids: Float[Tensor, "n c z y x"], batch_size: int = 64
-) -> Float[Tensor, "n feature"]:
-    """Pooled features of raw cuboids, in evaluation mode."""
-    classifier.eval()
-    return torch.cat([classifier.features(part) for part in cuboids.split(batch_size)])
-
-
-@torch.no_grad()
-def predict(
-    classifier: Classifier, cuboids: Float[Tensor, "n c z y x"], batch_size: int = 64
-) -> npt.NDArray[np.float64]:
-    """Probability of a cell, shape (n,)."""
-    classifier.eval()
-    logits = torch.cat([classifier(part) for part in cuboids.split(batch_size)])
-    probability: npt.NDArray[np.float64] = logits.double().softmax(1)[:, 1].numpy()
-    return probability
-
-
-def finetune_network(
-    classifier: Classifier, data: Labelled, config: FinetuneConfig
-) -> Iterator[dict[str, float]]:
-    """Train backbone and head together, from a head that `fit_head` has fitted.
-
-    Yields
-    ------
-    dict
-        ``step`` and ``loss`` of every step, as they are taken. The classifier is back on the CPU
-        and in evaluation mode after the last.
+    A class without a label counts as half a label.
     """
-    fabric = Fabric(accelerator="auto", devices=1)
-    optimizer = torch.optim.AdamW(
-        [p for p in classifier.parameters() if p.requires_grad], lr=0.0, weight_decay=0.05
+    counts = np.bincount(labels, minlength=n_classes).clip(0.5)
+    logits = torch.from_numpy(np.log(counts / counts.sum())).float()
+    return logits - logits.mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training: on some labels, looked at on others.
+
+    Attributes
+    ----------
+    name
+        For people.
+    train
+        Which labels are learned from.
+    held_out
+        Which decide when it was best; if None, the last epoch is.
+    epochs
+        How many to take.
+    seed
+        Of everything random.
+    """
+
+    name: str
+    train: Index
+    held_out: Index | None
+    epochs: int
+    seed: int
+
+
+@dataclass(kw_only=True)
+class Training:
+    """A trial under way.
+
+    Attributes
+    ----------
+    config
+        Rates, sizes and patience.
+    trial
+        What is trained on what.
+    network
+        From what `examples` gives to logits; some of its parameters are trained. It is on the
+        fabric's device.
+    groups
+        Makes AdamW's parameter groups, each with its `scale` of the learning rate.
+    thawed_later
+        Parameters that stay as they are for the first `unfreeze_epoch` epochs.
+    train_mode
+        Puts the network into training mode.
+    examples
+        What is learned from.
+    labels
+        Class of each.
+    n_classes
+        How many classes there are, whether or not they have labels.
+    fabric
+        Device and precision.
+    tell
+        Says a line to the user.
+    """
+
+    config: FinetuneConfig
+    trial: Trial
+    network: nn.Module
+    groups: list[dict[str, Any]]
+    thawed_later: Sequence[nn.Parameter]
+    train_mode: Callable[[], Any]
+    examples: Examples
+    labels: Labels
+    n_classes: int
+    fabric: Fabric
+    tell: Callable[[str], None]
+    epoch: int = 0
+    best_epoch: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    parts: int = 1  # into which a batch is cut, for want of memory
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.groups)
+        self.averaged = ModelEmaV3(self.network, decay=_EMA, use_warmup=True, warmup_gamma=1.0)
+        self.kept = copy.deepcopy(self.network)  # the averaged weights of the best epoch
+        own = self.labels[self.trial.train]
+        # Batches are balanced, and what the head holds of the classes' shares is taken out there.
+        self.balance = -prior_logits(own, self.n_classes).to(self.fabric.device)
+        self.steps = max(_LEAST_STEPS, -(-len(own) // self.config.batch_size))
+
+    def run(self) -> Iterator[dict[str, Any]]:
+        """Train until the epochs are over, or the held-out labels have not improved for long.
+
+        Yields
+        ------
+        dict
+            After each epoch, what there is to tell of it. The state may be saved then.
+        """
+        while self.epoch < self.trial.epochs and not self._tired():
+            losses = [self._step(self.epoch * self.steps + i) for i in range(self.steps)]
+            self._settle()
+            told: dict[str, Any] = {
+                "trial": self.trial.name,
+                "epoch": self.epoch,
+                "train_loss": float(np.mean(losses)),
+            }
+            told |= {"learning_rate": self._rate((self.epoch + 1) * self.steps - 1)}
+            looked = self._look()
+            self.epoch += 1
+            if self.trial.held_out is None or self._better(looked):
+                self.best, self.best_epoch = looked, self.epoch
+                self.kept.load_state_dict(self.averaged.module.state_dict())
+            yield told | looked
+
+    def logits(self, index: Index) -> Float[Tensor, "n klass"]:
+        """What the best epoch's averaged network says of examples as they are."""
+        return self._ask(self.kept, index)
+
+    def take_best(self) -> None:
+        """Put the best epoch's averaged weights into the network, in evaluation mode."""
+        self.network.load_state_dict(self.kept.state_dict())
+        self.network.eval()
+
+    def _tired(self) -> bool:
+        held_out = self.trial.held_out is not None
+        return held_out and self.epoch - self.best_epoch >= self.config.patience
+
+    def _better(self, looked: dict[str, float]) -> bool:
+        """Whether an epoch ranks held-out labels better, or as well but with a lower loss."""
+
+        def key(values: dict[str, float]) -> tuple[float, float]:
+            return values["validation_average_precision"], -values["validation_loss"]
+
+        return not self.best or key(looked) > key(self.best)
+
+    def _look(self) -> dict[str, float]:
+        if self.trial.held_out is None:
+            return {}
+        logits = self._ask(self.averaged.module, self.trial.held_out).float()
+        labels = torch.from_numpy(self.labels[self.trial.held_out])
+        score = logits.softmax(1)[:, CELL_CLASS].double().numpy()
+        precision = average_precision_score(labels.numpy() == CELL_CLASS, score)
+        return {
+            "validation_loss": float(F.cross_entropy(logits, labels)),
+            "validation_average_precision": float(precision),
+        }
+
+    def _settle(self) -> None:
+        """Give the averaged network the statistics of its own weights on what it learns from."""
+        network = self.averaged.module.eval()
+        index, device = torch.from_numpy(self.trial.train), self.fabric.device
+        parts = index.split(self.config.batch_size)
+        batches = (self.examples.plain(part).to(device) for part in parts)
+        settle_statistics(network, trained_norms(self.network), batches)
+
+    def _ask(self, network: nn.Module, index: Index) -> Float[Tensor, "n klass"]:
+        network.eval()
+        device = self.fabric.device
+        return in_parts(
+            network, lambda part: self.examples.plain(part).to(device), torch.from_numpy(index)
+        )
+
+    def _step(self, step: int) -> float:
+        """Learn from one batch; with less at a time from now on if there is too little memory."""
+        thawed = step >= self.config.unfreeze_epoch * self.steps
+        for parameter in self.thawed_later:
+            parameter.requires_grad_(thawed)
+        rate = self._rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        index = self._balanced_batch(step)
+        while True:
+            try:
+                loss = self._gradient(index, step)
+                break
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                self.optimizer.zero_grad(set_to_none=True)
+                if not _lacks_memory(error) or self.parts >= len(index):
+                    raise
+                self.parts = min(2 * self.parts, len(index))
+                at_a_time = -(-len(index) // self.parts)
+                self.tell(f"too little memory: going on with {at_a_time} cuboids at a time")
+        nn.utils.clip_grad_norm_((p for g in self.groups for p in g["params"]), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.averaged.update(self.network, step=step)
+        return loss
+
+    def _gradient(self, index: Index, step: int) -> float:
+        """Add up the gradient of a batch, part by part; returns the loss."""
+        torch.manual_seed(self.trial.seed * 1_009 + step)  # for drop path
+        self.train_mode()
+        total = 0.0
+        items = np.arange(len(index))
+        for part in np.array_split(items, self.parts):
+            draws = Draws(self.trial.seed, step, part.tolist(), self.fabric.device)
+            labels = torch.from_numpy(self.labels[index[part]]).to(self.fabric.device)
+            inputs = self.examples.training(torch.from_numpy(index[part]), draws)
+            with self.fabric.autocast():
+                logits = self.network(inputs).float()
+            loss = F.cross_entropy(logits + self.balance, labels, label_smoothing=_LABEL_SMOOTHING)
+            loss = loss * (len(part) / len(index))
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def _balanced_batch(self, step: int) -> Index:
+        """Draw as many labels of each class as there may be in a batch."""
+        random = np.random.default_rng((self.trial.seed, step))
+        own = self.trial.train
+        by_class = [own[self.labels[own] == k] for k in range(self.n_classes)]
+        there = [each for each in by_class if len(each)]
+        sizes = [len(p) for p in np.array_split(np.arange(self.config.batch_size), len(there))]
+        drawn = [random.choice(each, n) for each, n in zip(there, sizes, strict=True)]
+        return np.concatenate(drawn)
+
+    def _rate(self, step: int) -> float:
+        """Learning rate of a step; the schedule is that of all epochs, taken or not."""
+        steps = self.config.epochs * self.steps
+        warm_up = max(1, round(_WARM_UP * steps))
+        peak = self.config.peak_rate
+        rate: float = cosine_warmup_schedule(
+            step=step,
+            max_steps=steps + 1,
+            start_value=peak,
+            end_value=peak / 100,
+            warmup_steps=warm_up,
+            warmup_start_value=peak / warm_up,
+        )
+        return rate
+
+    def save(self, path: Path, told: Mapping[str, Any], backbone: Mapping[str, Any]) -> None:
+        """Write all that is needed to go on after this epoch, and what else the run has to tell."""
+        mine = {"epoch": self.epoch, "best_epoch": self.best_epoch, "best": self.best}
+        state = {**told, "training": {**mine, "parts": self.parts}}
+        save_state(path, self._all(), self.optimizer, state, backbone)
+
+    def restore(self, path: Path) -> None:
+        """Go on after the epoch that was saved last."""
+        mine = load_state(path, self._all(), self.optimizer)["training"]
+        self.epoch, self.best_epoch = mine["epoch"], mine["best_epoch"]
+        self.best, self.parts = mine["best"], mine["parts"]
+
+    def _all(self) -> nn.ModuleDict:
+        weights = {"network": self.network, "averaged": self.averaged.module, "kept": self.kept}
+        return nn.ModuleDict(weights)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether a device, or the machine, had too little memory; on a CPU only the text tells."""
+    told = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "can't allocate memory" in told
+        or "out of memory" in told
     )
-    model, optimizer = fabric.setup(classifier, optimizer)
-    model.train()
-    # The head's bias holds the training prevalence; batches are balanced, so it is taken out here.
-    balance = torch.tensor([0.5, -0.5], device=fabric.device) * prior_log_odds(data.labels)
-    with progress("fine-tuning", config.steps, unit="steps") as advance:
-        for step in range(config.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = _learning_rate(config, step)
-            index = _balanced_batch(data.labels, config.batch_size, config.seed, step)
-            labels = torch.from_numpy(data.labels[index]).to(fabric.device)
-            draws = Draws(config.seed, step, range(len(index)), fabric.device)
-            cuboids = data.cuboids[torch.from_numpy(index)].to(fabric.device)
-            cuboids = _augment(cuboids, draws, classifier.backbone.config.voxel_size_um)
-            loss = F.cross_entropy(model(cuboids) + balance, labels, label_smoothing=0.1)
-            optimizer.zero_grad(set_to_none=True)
-            fabric.backward(loss)
-            fabric.clip_gradients(model, optimizer, max_norm=1.0)
-            optimizer.step()
-            advance(note=f"loss {float(loss.detach()):.4f}")
-            yield {"step": step, "loss": float(loss.detach())}
-    classifier.cpu().eval()
-
-
-def _augment(
-    cuboids: Float[Tensor, "b c z y x"], draws: Draws, voxel_size_um: Size3
-) -> Float[Tensor, "b c z y x"]:
-    """Change what tells nothing of a cell: where it points, how it was photographed."""
-    cuboids = flip_and_rotate(cuboids, draws.fork(0), voxel_size_um=voxel_size_um)
-    cuboids = bend(cuboids, draws.fork(1), gamma=_GAMMA)
-    cuboids = photon_noise(cuboids, draws.fork(2), noise=_NOISE)
-    return drop_background(cuboids, draws.fork(3), probability=0.1)
-
-
-def _balanced_batch(
-    labels: npt.NDArray[np.int64], size: int, seed: int, step: int
-) -> npt.NDArray[np.int64]:
-    random = np.random.default_rng((seed, step))
-    half = [
-        random.choice(np.flatnonzero(labels == kind), n)
-        for kind, n in ((1, size // 2), (0, size - size // 2))
-    ]
-    return np.concatenate(half)
-
-
-def _learning_rate(config: FinetuneConfig, step: int) -> float:
-    warm_up = max(1, config.steps // 10)
-    rate: float = cosine_warmup_schedule(
-        step=step,
-        max_steps=config.steps + 1,
-        start_value=config.learning_rate,
-        end_value=config.learning_rate / 100,
-        warmup_steps=warm_up,
-        warmup_start_value=config.learning_rate / warm_up,
-    )
-    return rate

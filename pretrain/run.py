@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import yaml
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
@@ -22,7 +21,7 @@ from cubeclf_core.errors import InputError, RunFailed, VolumeError
 from cubeclf_core.files import check_output, remove
 from cubeclf_core.model_card import model_card
 from cubeclf_core.plots import tissue_map
-from cubeclf_core.runs import RunFolder
+from cubeclf_core.runs import RunFolder, check_same_settings
 from cubeclf_core.stream import CuboidStream
 from cubeclf_core.surroundings import GROUP
 from cubeclf_core.tissue import Survey, examine, overview
@@ -154,20 +153,7 @@ def _check_folder(config: PretrainConfig, brains: Sequence[Brain], *, resumed: b
         return
     if not resumed:  # killed before its first checkpoint: it is begun anew, if it is this very run
         check_output(config.out, overwrite=True, inputs=inputs)
-    try:
-        before = yaml.safe_load(written.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{written} cannot be read, so nothing can be resumed: {error}") from error
-    if not isinstance(before, dict):
-        raise InputError(f"{written} holds no settings, so nothing can be resumed")
-    now = yaml.safe_load(to_yaml(config))
-    for name, value in now.items():
-        if name not in _MAY_CHANGE and value != before.get(name):
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"{flag} is {value}, but the run in {config.out} began with {before.get(name)}; "
-                "resume with the settings it began with, or choose another --out"
-            )
+    check_same_settings(config.out, config, _MAY_CHANGE)
 
 
 def _channels(config: PretrainConfig, brains: Sequence[Brain]) -> int:

@@ -19,81 +19,13 @@ from cubeclf_core import load_classifier
 from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
 from cubeclf_core.cells import read_cells
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
-from cubeclf_core.classifier import Classifier, load_trained, save_classifier
+from cubeclf_core.classifier import load_trained, save_classifier
 from cubeclf_core.errors import CellsError, CheckpointError, InputError
-from cubeclf_core.metrics import classification_metrics
 from cubeclf_core.vit import Vit3dConfig
-from finetune.config import FinetuneConfig
 from finetune.cubes import read_cubes
-from finetune.labels import Labelled, draw
-from finetune.training import finetune_network, fit_head, predict
+from finetune.labels import draw
 
 NANO = Vit3dConfig(size="nano", channels=1)
-
-
-def blobs(n: int, seed: int, channels: int = 1) -> Labelled:
-    """Cuboids of noise; a cell is wide, and anything else a speck of the same brightness."""
-    labels = (np.arange(n) % 3 == 0).astype(np.int64)
-    axes = torch.meshgrid(
-        *(torch.linspace(-50, 50, 20), *[torch.linspace(-25, 25, 50)] * 2), indexing="ij"
-    )
-    radius = torch.stack(axes).square().sum(0)
-    widths = torch.where(torch.from_numpy(labels) == 1, 50.0, 8.0).view(n, 1, 1, 1, 1)
-    rate = 100 + 150 * torch.exp(-radius / widths)
-    random = torch.Generator().manual_seed(seed)
-    raw = torch.poisson(rate.repeat(1, channels, 1, 1, 1), generator=random)
-    return Labelled(raw, labels, ["blobs"] * n)
-
-
-def settings(**changes) -> FinetuneConfig:
-    unused = Path("unused")
-    return FinetuneConfig(backbone="scratch:vit-nano", out=unused, brains=unused, **changes)
-
-
-def fitted(channels: int = 1) -> Classifier:
-    classifier = Classifier(build_backbone(Vit3dConfig(size="nano", channels=channels), seed=0))
-    fit_head(classifier, blobs(36, 0, channels), seed=0)
-    return classifier.requires_grad_(False).eval()
-
-
-def test_the_head_learns_and_the_frozen_backbone_stays_bit_identical() -> None:
-    classifier = Classifier(build_backbone(NANO, seed=0))
-    before = {name: tensor.clone() for name, tensor in classifier.backbone.state_dict().items()}
-    fit_head(classifier, blobs(36, 0), seed=0)
-    after = classifier.backbone.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    unseen = blobs(60, 1)
-    assert classification_metrics(unseen.labels, predict(classifier, unseen.cuboids))["auc"] > 0.9
-
-
-def test_shuffled_labels_teach_nothing() -> None:
-    """The guard of the test above: what it finds is in the labels."""
-    data = blobs(36, 0)
-    mixed = Labelled(data.cuboids, np.random.default_rng(1).permutation(data.labels), data.sources)
-    classifier = Classifier(build_backbone(NANO, seed=0))
-    fit_head(classifier, mixed, seed=0)
-    unseen = blobs(60, 1)
-    assert classification_metrics(unseen.labels, predict(classifier, unseen.cuboids))["auc"] < 0.8
-
-
-def test_training_the_network_moves_the_backbone_and_lowers_the_loss() -> None:
-    data = blobs(36, 0)
-    torch.manual_seed(0)
-    classifier = Classifier(build_backbone(NANO, seed=0))  # its head is random
-    before = classifier.backbone.blocks[0].mlp.fc1.weight.clone()
-    config = settings(freeze=False, steps=25, batch_size=16, learning_rate=1e-3)
-    lines = list(finetune_network(classifier, data, config))
-    assert not torch.equal(before, classifier.backbone.blocks[0].mlp.fc1.weight)
-    assert np.mean([line["loss"] for line in lines[-4:]]) < 0.7 * lines[0]["loss"]
-    unseen = blobs(60, 1)
-    assert classification_metrics(unseen.labels, predict(classifier, unseen.cuboids))["auc"] > 0.9
-
-
-def test_probabilities_have_the_prevalence_of_the_training_labels() -> None:
-    data = blobs(90, 0)
-    classifier = Classifier(build_backbone(NANO, seed=0))
-    fit_head(classifier, data, seed=0)
-    assert abs(predict(classifier, data.cuboids).mean() - data.labels.mean()) < 0.05
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 90), st.integers(0, 5))
@@ -182,7 +114,9 @@ def test_real_cubes_train_a_classifier(real_data: Path, tmp_path: Path, command)
     assert probability[cubes.labels == 1].min() > probability[cubes.labels == 0].max()
 
 
-def test_classifier_survives_its_file_and_its_export(tmp_path: Path, command) -> None:
+def test_classifier_survives_its_file_and_its_export(
+    tmp_path: Path, command, blobs, fitted, predict
+) -> None:
     classifier = fitted(channels=2)
     save_classifier(tmp_path / "c.safetensors", classifier, {"frozen": True})
     out = tmp_path / "c.pt2"
@@ -199,7 +133,33 @@ def test_classifier_survives_its_file_and_its_export(tmp_path: Path, command) ->
     assert load_trained(tmp_path / "c.safetensors")[1].training == {"frozen": True}
 
 
-def test_export_loads_without_this_package(tmp_path: Path, command) -> None:
+def test_temperature_and_threshold_go_along(
+    simulated, tmp_path: Path, command, blobs, fitted
+) -> None:
+    classifier = fitted(channels=2)
+    cuboids = blobs(5, 3, channels=2).cuboids
+    with torch.no_grad():
+        plain = classifier(cuboids)
+        classifier.head.temperature.fill_(2.5)
+    told = {"threshold": 0.9}
+    save_classifier(tmp_path / "c.safetensors", classifier, told)
+    export = ("cubeclf-export", tmp_path / "c.safetensors", "--out", tmp_path / "c.pt2")
+    assert command(*export).code == 0
+    for path in (tmp_path / "c.safetensors", tmp_path / "c.pt2"):
+        loaded = load_classifier(path)
+        assert loaded.threshold == 0.9
+        np.testing.assert_allclose(
+            loaded.predict(cuboids), (plain / 2.5).double().softmax(1).numpy(), atol=1e-5
+        )
+    brain, out = simulated(0), tmp_path / "out"
+    words = ("--classifier", tmp_path / "c.pt2", "--cells", brain.cells, "--out", out)
+    assert command("cubeclf-classify", brain.volume, *words).code == 0
+    with (out / "candidates.csv").open() as file:
+        for row in csv.DictReader(file):
+            assert (float(row["probability"]) >= 0.9) == (row["type"] == "2")
+
+
+def test_export_loads_without_this_package(tmp_path: Path, command, fitted) -> None:
     save_classifier(tmp_path / "c.safetensors", fitted(), {})
     out = tmp_path / "c.pt2"
     assert command("cubeclf-export", tmp_path / "c.safetensors", "--out", out).code == 0
@@ -216,11 +176,11 @@ print(tuple(program(torch.rand(3, 1, 20, 50, 50)).shape))
     assert done.stdout.strip() == "(3, 2)"
 
 
-def test_a_wrong_export_is_not_written(tmp_path: Path, command, monkeypatch) -> None:
+def test_a_wrong_export_is_not_written(tmp_path: Path, command, monkeypatch, fitted) -> None:
     save_classifier(tmp_path / "c.safetensors", fitted(), {})
     other = fitted()
     with torch.no_grad():
-        other.head.bias.add_(torch.tensor([3.0, -3.0]))
+        other.head.last.bias.add_(torch.tensor([3.0, -3.0]))
     from finetune import export
 
     right = export.save_exported
@@ -260,17 +220,17 @@ def test_weights_for_another_normalisation_are_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "b.safetensors", "backbone")
 
 
-def test_a_header_tells_what_the_weights_are(tmp_path: Path) -> None:
+def test_a_header_tells_what_the_weights_are(tmp_path: Path, fitted) -> None:
     save_classifier(tmp_path / "c.safetensors", fitted(), {"labels": 36})
     header, _ = load_checkpoint(tmp_path / "c.safetensors", "classifier")
     assert header.backbone["voxel_size_um"] == [5.0, 1.0, 1.0]
     assert header.normalisation == "contrast"
-    assert header.head == {"kind": "linear", "n_classes": 2}
+    assert header.head == {"kind": "linear", "classes": ["no cell", "cell"], "hidden": 64}
     assert set(header.provenance["packages"]) >= {"cubeclf", "torch"}
 
 
 def test_classify_keeps_order_flags_the_border_and_obeys_the_threshold(
-    simulated, tmp_path: Path, command
+    simulated, tmp_path: Path, command, fitted
 ) -> None:
     brain = simulated(0)
     save_classifier(tmp_path / "c.safetensors", fitted(channels=2), {})
@@ -312,16 +272,22 @@ def test_finetuning_a_run_reports_the_unseen_brain(simulated, tmp_path: Path, co
     assert outcome.code == 0, outcome.err
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["labels"]["n"] == 60
-    tested = metrics["test"]["brain1"]
+    assert metrics["unseen"]
+    tested = {name: scores["brains"]["brain1"] for name, scores in metrics["scores"].items()}
     assert tested["classifier"]["auc"] > 0.6
     assert 0.6 < tested["contrast"]["auc"] < 0.8
     cells = read_cells(simulated(1).cells)
     assert tested["density"]["prevalence"] == pytest.approx(cells.labels.mean())
+    low, high = tested["classifier"]["intervals"]["auc"]
+    assert low < tested["classifier"]["auc"] < high
+    assert metrics["evaluation"]["brains"]["brain1"]["n"] == len(cells)
+    page = (out / "report.html").read_text()
+    assert all(word in page for word in ("brain1", "contrast", "data:image/png;base64"))
+    assert 'src="http' not in page
     probability = np.concatenate(
         [part.probability for part in _scored(out, simulated(1).volume, cells)]
     )
     assert len(probability) == len(cells)
-    assert (out / "figures" / "precision_recall_brain1.png").exists()
     again = tmp_path / "again"
     assert command("cubeclf-finetune", *command_line[:-1], again).code == 0
     weights = [(p / "exported" / "classifier.safetensors") for p in (out, again)]
@@ -333,3 +299,64 @@ def _scored(run: Path, volume: Path, cells):
     from cubeclf_core.volumes import open_volume
 
     return load_classifier(run).classify(open_volume(volume), cells)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--unfreeze-last", 99), "4 blocks"),
+        (("--lora-rank", 2, "--unfreeze-last", 1), "one of the two"),
+        (("--threshold", "half"), "recall=0.99"),
+        (("--labels", 3), "at least 4"),
+        (("--backbone", "resnet19"), "resnet18"),
+        (("--backbone", "resnet18", "--head", "attention"), "vision transformer"),
+        (("--backbone", "resnet18", "--lora-rank", 2), "no attention"),
+        (("--resume", "--overwrite"), "one of the two"),
+    ],
+)
+def test_impossible_wishes_leave_nothing(flags, message, simulated, tmp_path, command) -> None:
+    backbone = () if "--backbone" in flags else ("--backbone", "scratch:vit-nano")
+    words = (*backbone, "--brains", simulated(0).brains_file, "--out", tmp_path / "run", *flags)
+    outcome = command("cubeclf-finetune", *words)
+    assert outcome.code == 2
+    assert message in outcome.lines[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_anything_held_out_nothing_is_claimed(simulated, tmp_path, command) -> None:
+    out = tmp_path / "run"
+    words = ("--backbone", "scratch:vit-nano", "--brains", simulated(0).brains_file, "--out", out)
+    outcome = command("cubeclf-finetune", *words, "--folds", 0, "--labels", 20)
+    assert outcome.code == 0, outcome.err
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["evaluation"] is None
+    assert metrics["temperature"] is None
+    assert load_classifier(out).threshold == 0.5
+    assert "No labels were held out" in (out / "report.html").read_text()
+
+
+def test_cubes_for_another_voxel_size_are_refused(tmp_path: Path) -> None:
+    write_cubes(tmp_path / "cells", CELLFINDER, 2, 0)
+    write_cubes(tmp_path / "others", CELLFINDER, 2, 1)
+    network = Vit3dConfig(voxel_size_um=(4.0, 2.0, 2.0), patch_um=(16.0, 20.0, 20.0))
+    with pytest.raises(CellsError, match="give the brains themselves"):
+        read_cubes(write_training_yaml(tmp_path / "t.yaml"), network)
+
+
+def test_a_test_brain_of_an_animal_that_is_learned_from_is_refused(
+    simulated, tmp_path, command
+) -> None:
+    entry = yaml.safe_load(simulated(1).brains_file.read_text())[0]
+    entry = {
+        key: str(simulated(1).brains_file.parent / str(value))
+        if key in ("signal", "cells")
+        else value
+        for key, value in entry.items()
+    }
+    (tmp_path / "same.yaml").write_text(yaml.safe_dump([{**entry, "group": "brain0"}]))
+    words = ("--brains", simulated(0).brains_file, "--test", tmp_path / "same.yaml")
+    outcome = command(
+        "cubeclf-finetune", "--backbone", "scratch:vit-nano", *words, "--out", tmp_path / "run"
+    )
+    assert outcome.code == 2
+    assert "a test needs a brain that training has not seen" in outcome.lines[-1]

@@ -95,7 +95,7 @@ def small_volume(w: World):
     tifffile.imwrite(w.folder / "small.tif", np.zeros((19, 60, 60), np.uint16))
     small = w.brains("small", signal="small.tif", voxel_size_um=[5, 1, 1], cells=None)
     yield pretrain(small, out=w.run), "(21, 54, 54)"
-    inside = w.cells_file("inside.xml", [[5, 5, 5], [6, 6, 6]], [1, 2])
+    inside = w.cells_file("inside.xml", [[i, i, i] for i in (5, 6, 7, 8)], [1, 2, 1, 2])
     labelled = w.brains("small", signal="small.tif", voxel_size_um=[5, 1, 1], cells=str(inside))
     yield finetune("scratch:vit-nano", labelled, w.run), "(20, 50, 50)"
     yield classify(w, brain=small, cells=inside), "(20, 50, 50)"
@@ -135,6 +135,20 @@ def one_class(w: World):
     yield tested, "needs both"
 
 
+def too_few_labels(w: World):
+    three = w.cells_file("three.yml", [[5, 5, 5], [6, 6, 6], [7, 7, 7]], [2, 2, 1])
+    words = finetune("scratch:vit-nano", w.brains("three", cells=str(three)), w.run)
+    yield words, "at least two cells and two others"
+
+
+def contradicting_labels(w: World):
+    places = [[i, i, i] for i in (5, 6, 7, 8)]
+    one = w.brains("one", cells=str(w.cells_file("one.csv", places, [2, 1, 2, 1])))
+    two = w.brains("two", cells=str(w.cells_file("two.csv", places, [2, 1, 2, 2])))
+    words = finetune("scratch:vit-nano", one, w.run)
+    yield (*words, "--brains", two), "1 label contradicts"
+
+
 def wrong_checkpoint(w: World):
     yield finetune(w.good_classifier, w.brains_file, w.run), "expected a backbone"
     yield finetune(w.folder / "nowhere", w.brains_file, w.run), "no backbone"
@@ -171,7 +185,7 @@ def not_finite(w: World):
     voxels = np.random.default_rng(0).random((30, 60, 60)).astype(np.float32)
     voxels[15] = np.nan
     tifffile.imwrite(w.folder / "nan.tif", voxels)
-    inside = w.cells_file("inside.xml", [[15, 30, 30], [16, 30, 30]], [1, 2])
+    inside = w.cells_file("inside.xml", [[15, i, 30] for i in (30, 31, 32, 33)], [1, 2, 1, 2])
     file = w.brains("nan", signal="nan.tif", voxel_size_um=[5, 1, 1], cells=str(inside))
     yield pretrain(file, out=w.run), "not finite"
     yield finetune("scratch:vit-nano", file, w.run), "not finite"
@@ -253,6 +267,8 @@ CASES: list[Callable] = [
     cells_outside,
     empty_cells,
     one_class,
+    too_few_labels,
+    contradicting_labels,
     wrong_checkpoint,
     existing_output,
     wrong_settings,

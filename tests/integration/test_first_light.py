@@ -66,9 +66,9 @@ def test_planes_to_classified_cells(method: str, simulated, tmp_path: Path, comm
     from cubeclf_core.metrics import classification_metrics
 
     probability = np.array([float(row["probability"]) for row in rows])
-    metrics = json.loads((run_folder / "metrics.json").read_text())["test"]["brain1"]
+    metrics = json.loads((run_folder / "metrics.json").read_text())["scores"]
     again = classification_metrics(candidates.labels, probability)
-    assert again["auc"] == pytest.approx(metrics["classifier"]["auc"], abs=2e-3)
+    assert again["auc"] == pytest.approx(metrics["classifier"]["brains"]["brain1"]["auc"], abs=2e-3)
 
 
 def test_a_run_repeats_itself(simulated, tmp_path: Path, command) -> None:

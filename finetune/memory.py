@@ -1,0 +1,79 @@
+"""What a run remembers of its labels, so that the next ones can be chosen to differ from them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cubeclf_core.classifier import Classifier
+from cubeclf_core.errors import CheckpointError
+from cubeclf_core.files import replacing
+from finetune.examples import in_parts
+from finetune.labels import Labelled
+
+FILE = "labelled.safetensors"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Labels that a classifier has learned from.
+
+    Attributes
+    ----------
+    features
+        Shape (n, feature), by its trained backbone.
+    positions_um
+        Shape (n, 3), z y x; NaN where not known.
+    volumes
+        Where the volume of each is, as `Brain.signal` has it.
+    """
+
+    features: Float[Tensor, "n feature"]
+    positions_um: Float[Tensor, "n 3"]
+    volumes: list[str]
+
+
+def save_memory(path: Path, classifier: Classifier, data: Labelled) -> None:
+    """Write what the classifier says of its labels, beside its weights."""
+    everything = torch.arange(len(data))
+    features = in_parts(partial(embed, classifier), lambda index: data.cuboids[index], everything)
+    tensors = {"features": features, "positions_um": torch.from_numpy(data.positions_um)}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"volumes": json.dumps(data.volumes)})
+
+
+def load_memory(path: Path) -> Memory:
+    """Read what `save_memory` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or it cannot be understood.
+    """
+    try:
+        with safe_open(path, "pt") as opened:
+            volumes = json.loads((opened.metadata() or {})["volumes"])
+            features, positions = (opened.get_tensor(key) for key in ("features", "positions_um"))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} does not tell which labels the classifier has seen ({error}); expected the "
+            "folder of a fine-tuning run"
+        ) from error
+    return Memory(features, positions, volumes)
+
+
+def embed(
+    classifier: Classifier, cuboids: Float[Tensor, "b c z y x"]
+) -> Float[Tensor, "b feature"]:
+    """Turn raw cuboids into one vector each: what the head takes, or the mean of its tokens."""
+    features = classifier.features(cuboids)
+    return features if features.ndim == 2 else features.mean(1)

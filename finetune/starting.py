@@ -1,0 +1,72 @@
+"""Names of networks that a classifier may start from, of all kinds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cubeclf_core.backbones import load_backbone
+from cubeclf_core.errors import InputError
+from cubeclf_core.keras_weights import SUFFIXES, load_cellfinder
+from cubeclf_core.networks import Backbone
+from cubeclf_core.resnet import BLOCKS, ResNet3d, ResNet3dConfig
+
+_RESNET = re.compile(r"resnet(\d+)$")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a classifier starts from.
+
+    Attributes
+    ----------
+    backbone
+        In evaluation mode, on the CPU.
+    origin
+        What is known of where its weights come from.
+    """
+
+    backbone: Backbone
+    origin: dict[str, Any]
+
+
+def load_start(name: str, *, channels: int, seed: int) -> Start:
+    """Get a network by name or from a file.
+
+    Parameters
+    ----------
+    name
+        As `cubeclf_core.backbones.load_backbone` takes it; ``resnet18`` … ``resnet152`` for
+        cellfinder's network with random weights; or a model of cellfinder's, ``.h5`` or ``.keras``.
+    channels
+        Of a network that has none of its own yet.
+    seed
+        Of random weights.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is none of these.
+    InputError
+        If the name is unknown.
+    RunFailed
+        If weights cannot be downloaded.
+    """
+    if match := _RESNET.match(name):
+        depth = int(match[1])
+        if depth not in BLOCKS:
+            known = ", ".join(f"resnet{depth}" for depth in BLOCKS)
+            raise InputError(f"no network {name!r}; expected one of {known}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = ResNet3d(ResNet3dConfig(depth=depth, channels=channels))
+        return Start(network.eval(), {"backbone": name})
+    if Path(name).suffix in SUFFIXES:
+        network, _, _ = load_cellfinder(name)
+        return Start(network.eval(), {"backbone": name})
+    backbone, origin = load_backbone(name, channels=channels, seed=seed)
+    return Start(backbone, origin)

@@ -1,0 +1,267 @@
+"""All trainings of a run: on parts of the labels, looked at on the others, then once on all.
+
+What the parts held out says when to stop, what the temperature is, and where the threshold lies;
+the classifier is the one that has seen all labels.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from cubeclf_core.checkpoint import load_checkpoint
+from cubeclf_core.classifier import Classifier
+from cubeclf_core.console import progress
+from cubeclf_core.engine import StopRequest, stop_on_signals
+from cubeclf_core.errors import Stopped
+from finetune.adapt import choose_trained, merge_low_rank, parameter_groups, train_mode
+from finetune.config import FinetuneConfig
+from finetune.examples import Cuboids, Examples, Features, in_parts, keep_features
+from finetune.labels import Labelled
+from finetune.parts import Split
+from finetune.training import Training, Trial, fit_head
+
+ALL = "all labels"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of all trainings.
+
+    Attributes
+    ----------
+    classifier
+        Trained on all labels; on the CPU, in evaluation mode, with the weights of one network.
+    held_out
+        Number of each label that was held out once.
+    logits
+        Of these, each by a network that has not seen it; shape (len(held_out), class).
+    epochs
+        That the classifier was trained for; 0 where a head was fitted at once.
+    features
+        Of the network before it was trained, of each label; shape (n, feature).
+    """
+
+    classifier: Classifier
+    held_out: npt.NDArray[np.int64]
+    logits: Float[Tensor, "m klass"]
+    epochs: int
+    features: Float[Tensor, "n feature"]
+
+
+@dataclass(kw_only=True)
+class Trials:
+    """The trainings of a run, under way.
+
+    Attributes
+    ----------
+    config
+        What is trained, and how long.
+    base
+        The network that each of them starts from.
+    data
+        All labels.
+    splits
+        What each but the last holds out.
+    fabric
+        Device and precision.
+    log
+        Takes what there is to tell of an epoch.
+    trim
+        Forgets what was told of this epoch, counted over all trainings, and those after it.
+    tell
+        Says a line to the user.
+    checkpoint
+        File to go on from; None if nobody will.
+    """
+
+    config: FinetuneConfig
+    base: Classifier
+    data: Labelled
+    splits: Sequence[Split]
+    fabric: Fabric
+    log: Callable[[Mapping[str, Any]], None]
+    trim: Callable[[int], None]
+    tell: Callable[[str], None]
+    checkpoint: Path | None
+    done: list[dict[str, Any]] = field(default_factory=list)
+    """Of each training that is over: its best epoch, and the logits of what it held out."""
+
+    def run(self, resume: bool) -> Outcome:
+        """Take all trainings that are left.
+
+        Raises
+        ------
+        Stopped
+            If a signal asked for it; what was trained up to the last epoch is kept.
+        KeyboardInterrupt
+            Likewise, with Ctrl-C.
+        """
+        features = self._features()
+        told: dict[str, Any] = {}
+        if resume and self.checkpoint:
+            told = load_checkpoint(self.checkpoint, "training")[0].training
+        self.done = list(told.get("done", []))
+        if told:
+            self.trim(self._epochs_before() + told["training"]["epoch"])
+        with stop_on_signals() as stop:
+            for number in range(len(self.done), len(self.splits)):
+                trial = self._trial(number)
+                classifier, epochs = self._train(trial, features, stop, resume=bool(told))
+                told = {}
+                said = self._ask(classifier, features, trial.held_out)
+                self.done.append({**epochs, "logits": said.tolist()})
+                if stop:
+                    self._leave(stop, trial)
+            trial = self._trial(len(self.splits))
+            classifier, _ = self._train(trial, features, stop, resume=bool(told))
+        merge_low_rank(classifier)
+        held_out = [split.held_out for split in self.splits]
+        logits = [torch.tensor(done["logits"]) for done in self.done]
+        return Outcome(
+            classifier.cpu().eval(),
+            np.concatenate(held_out) if held_out else np.zeros(0, np.int64),
+            torch.cat(logits) if logits else torch.zeros(0, len(self.base.head.config.classes)),
+            0 if self._fits_at_once else trial.epochs,
+            features.embeddings,
+        )
+
+    @property
+    def _fits_at_once(self) -> bool:
+        return self.config.frozen and self.config.head == "linear"
+
+    def _features(self) -> Features:
+        """What the network says of all labels before it is trained."""
+        copies = self.config.copies if self.config.frozen or self.config.head == "linear" else 1
+        cuboids, seed, device = self.data.cuboids, self.config.seed, self.fabric.device
+        features = keep_features(self.base, cuboids, copies=copies, seed=seed, device=device)
+        self.base.cpu()  # where heads are fitted, and what is added to a network is made
+        return features
+
+    def _trial(self, number: int) -> Trial:
+        """Describe a training; the last is that on all labels, for as long as the others took."""
+        seed = (self.config.seed * 1_000 + number) % (1 << 32)
+        if number < len(self.splits):
+            split = self.splits[number]
+            name = f"part {number + 1} of {len(self.splits)}"
+            epochs = self.config.epochs
+            return Trial(
+                name=name, train=split.train, held_out=split.held_out, epochs=epochs, seed=seed
+            )
+        best = [done["best_epoch"] for done in self.done]
+        epochs = max(1, round(float(np.mean(best)))) if best else self.config.epochs
+        everything = np.arange(len(self.data))
+        return Trial(name=ALL, train=everything, held_out=None, epochs=epochs, seed=seed)
+
+    def _train(
+        self, trial: Trial, features: Features, stop: StopRequest, *, resume: bool
+    ) -> tuple[Classifier, dict[str, int]]:
+        """Take one training to its end; returns the classifier, its epochs and the best of them."""
+        classifier = copy.deepcopy(self.base)
+        if self.config.head == "linear":
+            fit_head(classifier.head, features, self.data.labels, trial.train, trial.seed)
+        else:
+            classifier.head.fit_scale(features.copies[:, torch.from_numpy(trial.train)])
+        if self._fits_at_once:
+            return classifier.eval(), {"epochs": 0, "best_epoch": 0}
+        self._choose(classifier)
+        training = self._training(trial, classifier.to(self.fabric.device), features)
+        if resume and self.checkpoint:
+            training.restore(self.checkpoint)
+        backbone = dataclasses.asdict(self.base.backbone.config)
+        with progress(
+            f"training, {trial.name}", trial.epochs, unit="epochs", done=training.epoch
+        ) as advance:
+            for told in training.run():
+                fold = {} if trial.held_out is None else {"fold": len(self.done)}
+                self.log({"step": self._epochs_before() + told["epoch"], **fold, **told})
+                if self.checkpoint:
+                    training.save(self.checkpoint, {"done": self.done}, backbone)
+                advance(note=_note(told))
+                if stop:
+                    self._leave(stop, trial)
+        training.take_best()
+        return classifier, {"epochs": training.epoch, "best_epoch": training.best_epoch}
+
+    def _epochs_before(self) -> int:
+        return sum(done["epochs"] for done in self.done)
+
+    def _choose(self, classifier: Classifier) -> None:
+        config = self.config
+        choose_trained(
+            classifier,
+            freeze=config.frozen,
+            last=config.unfreeze_last,
+            rank=config.lora_rank,
+            seed=config.seed,
+        )
+
+    def _training(self, trial: Trial, classifier: Classifier, features: Features) -> Training:
+        config = self.config
+        network: nn.Module = classifier.head if config.frozen else classifier
+        voxel_size_um = classifier.backbone.config.voxel_size_um
+        examples: Examples = (
+            features if config.frozen else Cuboids(self.data.cuboids, voxel_size_um)
+        )
+        groups = parameter_groups(
+            classifier,
+            rate=config.peak_rate,
+            layer_decay=config.falling,
+            weight_decay=config.weight_decay,
+        )
+        later = [p for p in classifier.backbone.parameters() if p.requires_grad]
+        return Training(
+            config=config,
+            trial=trial,
+            network=network,
+            groups=groups,
+            thawed_later=later,
+            train_mode=lambda: train_mode(classifier),
+            examples=examples,
+            labels=self.data.labels,
+            n_classes=len(classifier.head.config.classes),
+            fabric=self.fabric,
+            tell=self.tell,
+        )
+
+    def _ask(
+        self, classifier: Classifier, features: Features, index: npt.NDArray[np.int64] | None
+    ) -> Float[Tensor, "n klass"]:
+        """Logits of what a training held out."""
+        assert index is not None
+        device = self.fabric.device
+        classifier.to(device).eval()
+        if self.config.frozen:
+            network: nn.Module = classifier.head
+            source: Examples = features
+        else:
+            network = classifier
+            source = Cuboids(self.data.cuboids, classifier.backbone.config.voxel_size_um)
+        return in_parts(
+            network, lambda part: source.plain(part).to(device), torch.from_numpy(index)
+        ).float()
+
+    def _leave(self, stop: StopRequest, trial: Trial) -> None:
+        how = f"in {trial.name}; the same command with --resume goes on after its last epoch"
+        if stop.signal == "SIGINT":
+            self.tell(f"stopped   {how}")
+            raise KeyboardInterrupt
+        raise Stopped(f"stopped by {stop.signal} {how}")
+
+
+def _note(told: Mapping[str, Any]) -> str:
+    note = f"loss {told['train_loss']:.3f}"
+    if "validation_average_precision" in told:
+        note += f", held-out average precision {told['validation_average_precision']:.3f}"
+    return note

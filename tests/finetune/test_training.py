@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cubeclf_core.backbones import build_backbone
+from cubeclf_core.classifier import Classifier
+from cubeclf_core.engine import make_fabric
+from cubeclf_core.errors import InputError
+from cubeclf_core.heads import HeadConfig
+from cubeclf_core.metrics import classification_metrics
+from cubeclf_core.resnet import ResNet3d, ResNet3dConfig
+from cubeclf_core.vit import Vit3dConfig
+from finetune.adapt import choose_trained, merge_low_rank, parameter_groups
+from finetune.config import FinetuneConfig
+from finetune.examples import keep_features
+from finetune.labels import Labelled
+from finetune.parts import Split
+from finetune.training import fit_head, prior_logits
+from finetune.trials import Trials
+
+NANO = Vit3dConfig(size="nano", channels=1)
+
+
+def make_config(**changes) -> FinetuneConfig:
+    unused = Path("unused")
+    return FinetuneConfig(backbone="unused", out=unused, brains=(unused,), **changes)
+
+
+def make_trials(base: Classifier, data: Labelled, splits=(), **changes) -> Trials:
+    told: list[dict] = []
+    trials = Trials(
+        config=make_config(**changes),
+        base=base,
+        data=data,
+        splits=splits,
+        fabric=make_fabric("32-true"),
+        log=told.append,
+        trim=lambda step: None,
+        tell=lambda line: None,
+        checkpoint=None,
+    )
+    trials.told = told  # type: ignore[attr-defined]
+    return trials
+
+
+def network(head: str = "linear", classes=("no cell", "cell"), seed: int = 0) -> Classifier:
+    torch.manual_seed(seed)
+    return Classifier(build_backbone(NANO, seed=0), HeadConfig(kind=head, classes=classes))
+
+
+def halves(n: int) -> Split:
+    index = np.arange(n)
+    return Split(index[index % 4 > 0], index[index % 4 == 0], np.zeros(0, np.int64), "by hand")
+
+
+def auc(labels, probability) -> float:
+    return classification_metrics(labels, probability)["auc"]
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "attention"])
+def test_a_head_learns_and_the_frozen_backbone_stays_bit_identical(head, blobs, predict) -> None:
+    base = network(head)
+    before = {name: tensor.clone() for name, tensor in base.backbone.state_dict().items()}
+    classifier = (
+        make_trials(base, blobs(36, 0), head=head, learning_rate=1e-2).run(False).classifier
+    )
+    after = classifier.backbone.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    unseen = blobs(60, 1)
+    assert auc(unseen.labels, predict(classifier, unseen.cuboids)) > 0.9
+
+
+def test_shuffled_labels_teach_nothing(blobs, predict, fit_at_once) -> None:
+    """The guard of the test above: what it finds is in the labels."""
+    data = blobs(36, 0)
+    mixed = replace(data, labels=np.random.default_rng(1).permutation(data.labels))
+    classifier = fit_at_once(network(), mixed)
+    unseen = blobs(60, 1)
+    assert auc(unseen.labels, predict(classifier, unseen.cuboids)) < 0.8
+
+
+def test_probabilities_have_the_prevalence_of_the_training_labels(
+    blobs, predict, fit_at_once
+) -> None:
+    data = blobs(90, 0)
+    classifier = fit_at_once(network(), data)
+    assert abs(predict(classifier, data.cuboids).mean() - data.labels.mean()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "moved"),
+    [
+        ({"freeze": False}, {"patch_embed", "blocks.0", "blocks.3", "norm"}),
+        ({"unfreeze_last": 2}, {"blocks.2", "blocks.3", "norm"}),
+        ({"freeze": False, "unfreeze_epoch": 1, "epochs": 1}, set()),
+        ({"freeze": False, "unfreeze_epoch": 1, "epochs": 2}, {"patch_embed", "blocks.0", "norm"}),
+    ],
+)
+def test_what_is_trained_moves_and_what_is_not_stays_bit_identical(
+    changes, moved: set[str], blobs
+) -> None:
+    base = network()
+    before = {name: tensor.clone() for name, tensor in base.backbone.state_dict().items()}
+    settings = {"epochs": 1, "batch_size": 4, "learning_rate": 1e-3, **changes}
+    after = make_trials(base, blobs(12, 0), **settings).run(False).classifier.backbone.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    for part in ("patch_embed", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "norm"):
+        names = {name for name in changed if name.startswith(f"{part}.")}
+        if part in moved:
+            assert names, part
+        elif "patch_embed" not in moved:
+            assert not names, part
+    assert "pos_embed" not in changed  # sines and cosines
+
+
+def test_additions_of_low_rank_leave_the_weights_and_are_merged(blobs) -> None:
+    base = network()
+    before = {name: tensor.clone() for name, tensor in base.backbone.state_dict().items()}
+    trials = make_trials(base, blobs(12, 0), lora_rank=2, epochs=1, batch_size=4)
+    after = trials.run(False).classifier.backbone.state_dict()
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        difference = after[name] - tensor
+        if name.endswith(("attn.qkv.weight", "attn.proj.weight")):
+            assert torch.linalg.matrix_rank(difference, rtol=1e-3) == 2
+        else:
+            assert not difference.any(), name
+
+
+def test_merging_changes_nothing_but_rounding(blobs) -> None:
+    classifier = network().eval()
+    cuboids = blobs(6, 0).cuboids
+    plain = classifier(cuboids)
+    choose_trained(classifier, freeze=False, last=None, rank=3, seed=0)
+    torch.testing.assert_close(classifier(cuboids), plain)
+    for name, parameter in classifier.named_parameters():
+        if name.endswith(".up"):
+            nn.init.normal_(parameter, std=0.1)
+    added = classifier(cuboids)
+    assert (added - plain).abs().max() > 1e-3
+    merge_low_rank(classifier)
+    torch.testing.assert_close(classifier(cuboids), added)
+    assert not any("parametrizations" in name for name in classifier.state_dict())
+
+
+def test_rates_fall_towards_the_input() -> None:
+    classifier = network()
+    choose_trained(classifier, freeze=False, last=None, rank=None, seed=0)
+    groups = parameter_groups(classifier, rate=1.0, layer_decay=0.5, weight_decay=0.1)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    backbone = classifier.backbone
+    assert rate[id(classifier.head.last.weight)] == 1
+    assert rate[id(backbone.norm.weight)] == rate[id(backbone.blocks[3].mlp.fc1.weight)] == 0.5
+    assert rate[id(backbone.blocks[0].mlp.fc1.weight)] == 0.5**4
+    assert rate[id(backbone.patch_embed.proj.weight)] == 0.5**5
+    assert decay[id(backbone.blocks[0].mlp.fc1.weight)] == 0.1
+    assert decay[id(backbone.blocks[0].mlp.fc1.bias)] == 0
+    trained = {id(p) for p in classifier.parameters() if p.requires_grad}
+    assert trained == set(rate)
+
+
+@pytest.mark.parametrize(("last", "rank"), [(9, None), (None, 2)])
+def test_a_residual_network_has_stages_and_no_attention(last, rank) -> None:
+    classifier = Classifier(ResNet3d(ResNet3dConfig(channels=1)))
+    with pytest.raises(InputError, match="4 blocks" if last else "no attention"):
+        choose_trained(classifier, freeze=False, last=last, rank=rank, seed=0)
+    with pytest.raises(InputError, match="vision transformer"):
+        Classifier(ResNet3d(ResNet3dConfig(channels=1)), HeadConfig(kind="attention"))
+
+
+def test_a_residual_network_is_trained_and_its_frozen_statistics_stay(blobs) -> None:
+    torch.manual_seed(0)
+    base = Classifier(ResNet3d(ResNet3dConfig(channels=1)))
+    before = {name: tensor.clone() for name, tensor in base.backbone.state_dict().items()}
+    trials = make_trials(base, blobs(8, 0), unfreeze_last=1, epochs=1, batch_size=2, copies=1)
+    after = trials.run(False).classifier.backbone.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"stage4"}
+
+
+@pytest.mark.parametrize("changes", [{"freeze": False}, {"lora_rank": 4}])
+def test_training_a_network_lowers_the_loss_and_finds_cells(changes, blobs, predict) -> None:
+    """From a head that is random, which a linear one would not be."""
+    unseen = blobs(60, 1)
+    settings = {"epochs": 5, "batch_size": 16, "learning_rate": 2e-3, "head": "mlp", **changes}
+    trials = make_trials(network("mlp"), blobs(36, 0), **settings)
+    classifier = trials.run(False).classifier
+    losses = [line["train_loss"] for line in trials.told]
+    assert losses[-1] < 0.8 * losses[0]
+    assert auc(unseen.labels, predict(classifier, unseen.cuboids)) > 0.9
+
+
+def test_the_classifier_is_the_average_of_its_weights_over_steps(blobs) -> None:
+    """Not the last: with a rate that is far too high these lie far apart."""
+    data, weights = blobs(12, 0), []
+    base = network("mlp")
+    trials = make_trials(base, data, head="mlp", epochs=2, batch_size=4, learning_rate=1.0)
+    make = trials._training
+
+    def watched(*arguments):
+        training = make(*arguments)
+        step = training._step
+
+        def taken(number: int) -> float:
+            loss = step(number)
+            weights.append(training.network.last.weight.detach().clone())
+            return loss
+
+        training._step = taken
+        return training
+
+    trials._training = watched
+    final = trials.run(False).classifier.head.last.weight
+    assert not torch.allclose(final, weights[-1], atol=1e-3)
+    lowest, highest = torch.stack(weights).amin(0), torch.stack(weights).amax(0)
+    assert ((final >= lowest - 1e-4) & (final <= highest + 1e-4)).float().mean() > 0.9
+
+
+def test_statistics_are_those_of_the_averaged_weights(blobs) -> None:
+    torch.manual_seed(0)
+    base = Classifier(ResNet3d(ResNet3dConfig(channels=1)))
+    data = blobs(8, 0)
+    trials = make_trials(
+        base, data, freeze=False, epochs=1, batch_size=8, copies=1, learning_rate=1e-4
+    )
+    classifier = trials.run(False).classifier.eval()
+    first: list[torch.Tensor] = []
+    norm = classifier.backbone.stem[1]
+    norm.register_forward_pre_hook(lambda _, inputs: first.append(inputs[0]))
+    classifier(data.cuboids)
+    mean = first[0].mean((0, 1, 3, 4))
+    torch.testing.assert_close(norm.running_mean, mean, rtol=1e-3, atol=1e-4)
+
+
+def test_the_best_epoch_by_what_is_held_out_is_kept_and_all_are_learned_from_then(blobs) -> None:
+    data = blobs(40, 0)
+    trials = make_trials(
+        network(), data, [halves(40)], freeze=False, epochs=4, batch_size=8, learning_rate=1e-3
+    )
+    outcome = trials.run(False)
+    held = [line for line in trials.told if "fold" in line]
+    last = [line for line in trials.told if line["trial"] == "all labels"]
+    precision = [line["validation_average_precision"] for line in held]
+    loss = [line["validation_loss"] for line in held]
+    best = max(range(len(held)), key=lambda i: (precision[i], -loss[i])) + 1
+    assert len(last) == outcome.epochs == best
+    assert "validation_loss" not in last[0]
+    assert [line["step"] for line in trials.told] == list(range(len(held) + len(last)))
+    np.testing.assert_array_equal(outcome.held_out, halves(40).held_out)
+    assert outcome.logits.shape == (10, 2)
+    found = nn.functional.cross_entropy(
+        outcome.logits, torch.from_numpy(data.labels[outcome.held_out])
+    )
+    assert float(found) == pytest.approx(loss[best - 1], rel=1e-5)
+
+
+def test_a_training_that_no_longer_improves_ends(blobs) -> None:
+    data = blobs(40, 0)
+    mixed = replace(data, labels=np.random.default_rng(0).permutation(data.labels))
+    trials = make_trials(
+        network(), mixed, [halves(40)], freeze=False, epochs=30, patience=2, batch_size=4
+    )
+    trials.run(False)
+    held = [line for line in trials.told if "fold" in line]
+    assert len(held) < 30
+
+
+def test_too_little_memory_cuts_the_batch_and_changes_nothing_but_rounding(blobs) -> None:
+    data = blobs(12, 0)
+    results, said = [], []
+    for most in (100, 3):
+        base = network()
+
+        def full(module, inputs, most=most):
+            if module.training and len(inputs[0]) > most:
+                raise torch.OutOfMemoryError("out of memory")
+
+        base.backbone.register_forward_pre_hook(full)
+        trials = make_trials(base, data, freeze=False, epochs=1, batch_size=8)
+        trials.tell = said.append
+        results.append(trials.run(False).classifier.state_dict())
+    assert said == [
+        "too little memory: going on with 4 cuboids at a time",
+        "too little memory: going on with 2 cuboids at a time",
+    ]
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(tensor, results[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_an_error_that_is_not_of_memory_is_not_swallowed(blobs) -> None:
+    base = network()
+
+    def broken(module, inputs):
+        if module.training:
+            raise RuntimeError("something else")
+
+    base.backbone.register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        make_trials(base, blobs(12, 0), freeze=False, epochs=1, batch_size=4).run(False)
+
+
+def test_three_classes_are_told_apart(blobs) -> None:
+    data = blobs(60, 0)
+    dim = np.arange(60) % 5 == 1
+    cuboids = data.cuboids.clone()
+    cuboids[torch.from_numpy(dim)] = 100 + 0.2 * cuboids[torch.from_numpy(dim)]
+    three = replace(data, cuboids=cuboids, labels=np.where(dim, 2, data.labels))
+    base = network(classes=("no cell", "cell", "dim"))
+    outcome = make_trials(base, three, [halves(60)]).run(False)
+    said = outcome.logits.argmax(1).numpy()
+    assert (said == three.labels[outcome.held_out]).mean() > 0.8
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=4), st.integers(0, 3))
+@settings(max_examples=30)
+def test_prior_logits_are_the_shares_of_the_classes(counts: list[int], more: int) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    n = len(counts) + more
+    logits = prior_logits(labels, n)
+    assert logits.shape == (n,)
+    assert float(logits.mean()) == pytest.approx(0, abs=1e-5)
+    full = [i for i, count in enumerate(counts) if count]
+    for i in full:
+        for j in full:
+            expected = np.log(counts[i] / counts[j])
+            assert float(logits[i] - logits[j]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_features_are_the_classifiers_own_and_of_turned_copies(blobs) -> None:
+    classifier, data = network().eval(), blobs(9, 0)
+    kept = keep_features(classifier, data.cuboids, copies=3, seed=0)
+    assert kept.copies.shape[:2] == (3, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(kept.copies[0], classifier.features(data.cuboids))
+    assert not torch.equal(kept.copies[0], kept.copies[1])
+    again = keep_features(classifier, data.cuboids, copies=3, seed=0)
+    assert torch.equal(kept.copies, again.copies)
+    fit_head(classifier.head, kept, data.labels, np.arange(9), 0)
+    assert classifier.head.last.weight.abs().sum() > 0
