@@ -81,8 +81,8 @@ class Effort:
         Cuboids from which principal components are found.
     finetune_draws
         The first of `draws`, on which whole networks are trained.
-    finetune_steps
-        Of training a whole network.
+    finetune_epochs
+        Of training a whole network; of 100 labels, ten steps each.
     speed
         Of a training step.
     """
@@ -96,12 +96,12 @@ class Effort:
     candidates: int | None = None
     unlabelled: int = 1000
     finetune_draws: int = 1
-    finetune_steps: int = 60
+    finetune_epochs: int = 6
     speed: SpeedEffort = SpeedEffort()
 
 
 DEFAULT = Effort()
-FULL = Effort(seeds=3, steps_scale=4.0, finetune_draws=5, finetune_steps=200)
+FULL = Effort(seeds=3, steps_scale=4.0, finetune_draws=5, finetune_epochs=20)
 QUICK = Effort(
     steps_scale=0.0,  # one step is taken
     overrides={"size": "nano", "batch_size": 4, "memory_gb": 0.25},
@@ -110,6 +110,6 @@ QUICK = Effort(
     draws=2,
     candidates=200,
     unlabelled=64,
-    finetune_steps=2,
+    finetune_epochs=1,
     speed=SpeedEffort("nano", batch_size=4, rounds=2, steps=2, shape=(64, 128, 128)),
 )

@@ -13,10 +13,14 @@ import torch
 from benchmarks.learning.contenders import Blocks
 from benchmarks.learning.protocols import Task
 from cubeclf_core.classifier import Classifier
-from cubeclf_core.vit import Vit3d
+from cubeclf_core.console import say
+from cubeclf_core.engine import make_fabric
+from cubeclf_core.heads import CELL_CLASS
+from cubeclf_core.networks import Backbone
 from finetune.config import FinetuneConfig
+from finetune.examples import in_parts
 from finetune.labels import Labelled, join
-from finetune.training import finetune_network, fit_head, predict
+from finetune.trials import Trials
 
 
 @dataclass(frozen=True)
@@ -29,31 +33,53 @@ class Finetuned:
         Whose labels they are.
     backbones
         Make a fresh copy of the backbone that has seen a key of `SEEN`.
-    steps
-        Of training.
+    epochs
+        Of training, ten steps at least each.
     seed
         Of the training.
+    lora_rank
+        Train additions of this rank instead of the whole network.
+    pretrained
+        Whether early layers have learned something already, and are trained more slowly.
     """
 
     blocks: Blocks
-    backbones: Mapping[str, Callable[[], Vit3d]]
-    steps: int
+    backbones: Mapping[str, Callable[[], Backbone]]
+    epochs: int
     seed: int
+    lora_rank: int | None = None
+    pretrained: bool = True
 
     def __call__(self, task: Task) -> npt.NDArray[np.float64]:
         """Train on what the task gives to learn from, and score what it tests."""
         data = join([self._labelled(name, index) for name, index in task.learn.items()])
-        classifier = Classifier(self.backbones[task.seen]())
         nowhere = Path("unused")  # labels are in memory
         config = FinetuneConfig(
-            backbone="unused", out=nowhere, brains=nowhere, steps=self.steps, seed=self.seed
+            backbone="unused" if self.pretrained else "scratch:unused",
+            out=nowhere,
+            brains=(nowhere,),
+            freeze=False,
+            epochs=self.epochs,
+            lora_rank=self.lora_rank,
+            seed=self.seed,
         )
-        fit_head(classifier, data, self.seed)
-        for _ in finetune_network(classifier, data, config):
-            pass
-        return predict(classifier, self._labelled(task.block, task.test).cuboids)
+        trials = Trials(
+            config=config,
+            base=Classifier(self.backbones[task.seen]()),
+            data=data,
+            splits=(),
+            fabric=make_fabric("32-true"),
+            log=lambda told: None,
+            trim=lambda step: None,
+            tell=say,
+            checkpoint=None,
+        )
+        classifier = trials.run(resume=False).classifier
+        tested = self._labelled(task.block, task.test).cuboids
+        logits = in_parts(classifier, lambda i: tested[i], torch.arange(len(tested)))
+        return np.asarray(logits.double().softmax(1)[:, CELL_CLASS].numpy(), np.float64)
 
     def _labelled(self, name: str, index: npt.NDArray[np.int64]) -> Labelled:
         block = self.blocks[name]
         cuboids = block.cuboids[torch.from_numpy(index)]
-        return Labelled(cuboids, block.labels[index], [name] * len(index))
+        return Labelled.unplaced(cuboids, block.labels[index], name)

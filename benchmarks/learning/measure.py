@@ -185,7 +185,8 @@ def _networks(
         results += _probe(name, Frozen(blocks, features), tasks, seed)
         if seed < effort.seeds and name != "untrained_pooled":
             say(f"{name}, seed {seed}: fine-tuning, {len(few)} times")
-            tuned = Finetuned(blocks, makers, effort.finetune_steps, seed)
+            pretrained = name != "untrained"
+            tuned = Finetuned(blocks, makers, effort.finetune_epochs, seed, pretrained=pretrained)
             results += try_out(name, tuned, few, blocks, seed=seed, way="_finetuned")
     return results
 
