@@ -54,6 +54,26 @@ class HeadConfig:
         return cls(**{**values, "classes": tuple(values["classes"])})
 
 
+class TwoClasses(nn.Module):
+    """A network of several classes as one of two: cells, and all others together.
+
+    Parameters
+    ----------
+    network
+        Raw cuboids to logits.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b 2"]:
+        """Logits of [no cell, cell]; the softmax of a cell is what it was."""
+        logits = self.network(cuboids)
+        others = torch.cat([logits[:, :CELL_CLASS], logits[:, CELL_CLASS + 1 :]], dim=1)
+        return torch.stack([others.logsumexp(1), logits[:, CELL_CLASS]], dim=1)
+
+
 class Head(nn.Module):
     """Logits of what a backbone says of cuboids.
 

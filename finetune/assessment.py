@@ -148,7 +148,8 @@ def assess(run: RunFolder, account: Account, tested: Tested | None) -> dict[str,
         threshold_remark=account.threshold.remark,
         pictures=pictures,
         suspects=[
-            _suspect(data, i, p) for i, p in zip(index[:_SHOWN].tolist(), belief, strict=False)
+            _suspect(data, i, p, account.classes)
+            for i, p in zip(index[:_SHOWN].tolist(), belief, strict=False)
         ],
         suspects_file=where,
         settings=to_yaml(account.config),
@@ -260,8 +261,8 @@ def _counted(data: Labelled, use: str) -> list[tuple[str, str, int, int]]:
     return counted
 
 
-def _suspect(data: Labelled, i: int, belief: float) -> Suspect:
-    given = "cell" if data.labels[i] == CELL_CLASS else "no cell"
+def _suspect(data: Labelled, i: int, belief: float, classes: Sequence[str]) -> Suspect:
+    given = classes[int(data.labels[i])]
     return Suspect(_names(data)[i], data.positions[i].tolist(), given, float(belief))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import yaml
 from cyclopts import Parameter
 
+from cubeclf_core.cells import CELL
 from cubeclf_core.errors import InputError, require
 
 _HIDDEN = Parameter(show=False)
@@ -86,6 +88,9 @@ class FinetuneConfig:
         Of each cuboid, turned and flipped, from which a head is fitted on a frozen backbone.
     precision
         32-true, bf16-mixed, or auto: bf16 on a GPU that has it.
+    classes
+        Further classes and their types in cells files, {artefact: [-1]} for instance; without,
+        what is no cell is one class.
     """
 
     backbone: str
@@ -114,8 +119,10 @@ class FinetuneConfig:
     patience: Annotated[int, _HIDDEN] = 8
     copies: Annotated[int, _HIDDEN] = 4
     precision: Annotated[Literal["auto", "32-true", "bf16-mixed"], _HIDDEN] = "auto"
+    classes: Annotated[dict[str, Any], _HIDDEN] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", _read_classes(self.classes))
         if not self.brains and not self.cubes:
             raise InputError("no labels: give --brains FILE, --cubes FILE, or both")
         enough = self.labels is None or self.labels >= 4
@@ -175,6 +182,22 @@ class FinetuneConfig:
         if self.learning_rate is not None:
             return self.learning_rate
         return 1e-3 if self.frozen else 5e-4 if self.lora_rank is not None else 2e-4
+
+
+def _read_classes(classes: dict[str, Any]) -> dict[str, Any]:
+    """Read lists of types, also as a command line writes them, and check them."""
+    read = {
+        name: yaml.safe_load(types) if isinstance(types, str) else types
+        for name, types in classes.items()
+    }
+    taken = [CELL]
+    for name, types in read.items():
+        whole = isinstance(types, list) and bool(types) and all(type(t) is int for t in types)
+        require(whole, f"classes.{name}", types, "a list of types, such as [-1]")
+        twice = [t for t in types if t in taken]
+        require(not twice, f"classes.{name}", types, f"types of no other class ({CELL} is a cell)")
+        taken += types
+    return read
 
 
 _LEAST = {
@@ -253,6 +276,8 @@ class ExportConfig:
         File to write, such as classifier.pt2.
     format
         torch: a torch.export program (.pt2), which loads without cubeclf.
+    two_classes
+        Of more than two classes make [no cell, cell]: all others together, and cells.
     overwrite
         Replace OUT if it exists.
     """
@@ -261,6 +286,7 @@ class ExportConfig:
     _: KW_ONLY
     out: Path
     format: Literal["torch"] = "torch"
+    two_classes: bool = False
     overwrite: bool = False
 
 

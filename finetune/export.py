@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from torch import nn
 
 from cubeclf_core.classifier import load_classifier, load_trained
 from cubeclf_core.console import say
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.exported import save_exported
 from cubeclf_core.files import check_output, replacing
+from cubeclf_core.heads import HeadConfig, TwoClasses
 from finetune.config import ExportConfig
 
 TOLERANCE = 1e-4
@@ -27,10 +31,13 @@ def export(config: ExportConfig) -> None:
     check_output(config.out, overwrite=config.overwrite, inputs=[config.run], marker=None)
     if config.out.suffix != ".pt2":
         raise InputError(f"--out is {config.out}; a torch.export program needs the suffix .pt2")
+    network: nn.Module
     network, header = load_trained(config.run)
-    cuboids = _counts_like_a_camera(
-        network.backbone.config.channels, network.backbone.config.cuboid_shape
-    )
+    taken = network.backbone.config
+    cuboids = _counts_like_a_camera(taken.channels, taken.cuboid_shape)
+    if config.two_classes and len(header.head["classes"]) > 2:
+        network = TwoClasses(network).eval()
+        header = replace(header, head={**header.head, "classes": list(HeadConfig.classes)})
     with replacing(config.out) as temporary:
         save_exported(temporary, network, cuboids, header)
         with torch.inference_mode():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from cubeclf_core.brains import Brain
 from cubeclf_core.candidates import read_all_candidates
-from cubeclf_core.cells import Cells
+from cubeclf_core.cells import CELL, Cells
 from cubeclf_core.errors import CellsError
 from cubeclf_core.networks import BackboneConfig
 from cubeclf_core.normalise import match_channels
@@ -88,7 +89,10 @@ class Labelled:
 
 
 def read_labelled(
-    brain: Brain, network: BackboneConfig, index: npt.NDArray[np.int64] | None = None
+    brain: Brain,
+    network: BackboneConfig,
+    index: npt.NDArray[np.int64] | None = None,
+    further: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> Labelled:
     """Read the cuboids around a brain's cells, or around some of them.
 
@@ -100,6 +104,8 @@ def read_labelled(
         What the cuboids are for.
     index
         Which of the cells; all if not given.
+    further
+        Classes beside "no cell" and "cell"; see `classes_of`.
 
     Raises
     ------
@@ -120,7 +126,7 @@ def read_labelled(
     )
     return Labelled(
         match_channels(read.cuboids, network.channels),
-        cells.labels,
+        classes_of(cells.types, further),
         [group_of(brain)] * len(cells),
         [brain.signal] * len(cells),
         cells.positions,
@@ -153,6 +159,29 @@ def join(parts: Sequence[Labelled]) -> Labelled:
     )
 
 
+def classes_of(
+    types: npt.NDArray[np.int64], further: Mapping[str, Sequence[int]]
+) -> npt.NDArray[np.int64]:
+    """Tell the class of cells by their types.
+
+    Parameters
+    ----------
+    types
+        Shape (n,), as in a cells file.
+    further
+        Classes beside "no cell" and "cell", and the types of each.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (n,): 1 cell, 2 and on the further ones in their order, 0 anything else.
+    """
+    labels = np.where(types == CELL, 1, 0)
+    for number, own in enumerate(further.values(), 2):
+        labels[np.isin(types, list(own))] = number
+    return labels.astype(np.int64)
+
+
 def check_both_classes(labels: npt.NDArray[np.int64], source: str) -> None:
     """Raise unless there are cells and others, at least two of each.
 
@@ -162,7 +191,7 @@ def check_both_classes(labels: npt.NDArray[np.int64], source: str) -> None:
         If there is one class only, or but one label of a class: nothing could be learned from it
         and tested too.
     """
-    cells = int(np.count_nonzero(labels))
+    cells = int(np.count_nonzero(labels == 1))
     others = len(labels) - cells
     if min(cells, others) >= 2:
         return
@@ -180,7 +209,7 @@ def check_both_classes(labels: npt.NDArray[np.int64], source: str) -> None:
 
 
 def draw(labels: npt.NDArray[np.int64], n: int, seed: int) -> npt.NDArray[np.int64]:
-    """Choose `n` labels at random, in the classes' proportion and at least one of each.
+    """Choose `n` labels at random, cells and others in proportion and at least one of each.
 
     Returns
     -------
@@ -191,7 +220,7 @@ def draw(labels: npt.NDArray[np.int64], n: int, seed: int) -> npt.NDArray[np.int
         return np.arange(len(labels))
     random = np.random.default_rng((seed, 0x1ABE15))
     cells = random.permutation(np.flatnonzero(labels == 1))
-    others = random.permutation(np.flatnonzero(labels == 0))
+    others = random.permutation(np.flatnonzero(labels != 1))
     n_cells = int(np.clip(round(n * len(cells) / len(labels)), 1, n - 1))
     n_cells = max(n_cells, n - len(others))
     return np.sort(np.concatenate([cells[:n_cells], others[: n - n_cells]]))

@@ -52,7 +52,9 @@ def finetune(config: FinetuneConfig) -> None:
         If the disk is full.
     """
     parse_threshold(config.threshold)  # refused before anything is read
-    sources = find_labels(config.brains, config.cubes, voxel_size_um=config.voxel_size_um)
+    sources = find_labels(
+        config.brains, config.cubes, voxel_size_um=config.voxel_size_um, further=config.classes
+    )
     test_brains = _test_brains(config)
     _check_apart(sources, test_brains)
     resumed = config.resume and (config.out / "config.yaml").exists()
@@ -60,7 +62,8 @@ def finetune(config: FinetuneConfig) -> None:
     start = load_start(config.backbone, channels=config.channels, seed=config.seed)
     network = start.backbone.config
     data, notes = read_sources(sources, network, n=config.labels, seed=config.seed)
-    test = [read_labelled(brain, network) for brain in test_brains]
+    _check_classes(config, data)
+    test = [read_labelled(brain, network, further=config.classes) for brain in test_brains]
     splits, how = _splits(config, data, sources, start)
     base = _classifier(config, start)
     fabric = make_fabric(config.precision)
@@ -104,6 +107,14 @@ def finetune(config: FinetuneConfig) -> None:
     run.tell(f"classifier  {run.exported / 'classifier.safetensors'}")
 
 
+def _check_classes(config: FinetuneConfig, data: Labelled) -> None:
+    for number, name in enumerate(config.classes, 2):
+        if (n := int((data.labels == number).sum())) < 2:
+            raise CellsError(
+                f"the class {name} has {n} of the labels that are used; expected at least two"
+            )
+
+
 def _splits(
     config: FinetuneConfig, data: Labelled, sources: Sources, start: Start
 ) -> tuple[list[Split], list[str]]:
@@ -131,7 +142,10 @@ def _classifier(config: FinetuneConfig, start: Start) -> Classifier:
     """Put a fresh head on the backbone, and try out whether it can be trained as asked."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        classifier = Classifier(start.backbone, HeadConfig(kind=config.head))
+        classifier = Classifier(
+            start.backbone,
+            HeadConfig(kind=config.head, classes=(*HeadConfig.classes, *config.classes)),
+        )
     choose_trained(
         copy.deepcopy(classifier),
         freeze=config.frozen,

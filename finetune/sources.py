@@ -6,9 +6,10 @@ Groups of one name are one group, whichever files they are in: ``mouse 1`` of on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from finetune.cubes import Cube, list_cubes, read_listed
 from finetune.labels import (
     Labelled,
     check_both_classes,
+    classes_of,
     draw,
     group_of,
     join,
@@ -44,11 +46,14 @@ class Sources:
         Of all training YAMLs.
     files
         What was given: brains files and training YAMLs.
+    further
+        Classes beside "no cell" and "cell"; see `finetune.labels.classes_of`.
     """
 
     brains: tuple[Brain, ...]
     cubes: tuple[Cube, ...]
     files: tuple[Path, ...]
+    further: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -59,7 +64,7 @@ class Sources:
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         """Classes, those of the brains first; shape (n,)."""
-        brains = [_cells(brain).labels for brain in self.brains]
+        brains = [classes_of(_cells(brain).types, self.further) for brain in self.brains]
         return np.concatenate([*brains, [cube.label for cube in self.cubes]]).astype(np.int64)
 
 
@@ -68,6 +73,7 @@ def find_labels(
     cube_files: Sequence[Path] = (),
     *,
     voxel_size_um: Sequence[float] | None = None,
+    further: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> Sources:
     """Find the labels of brains and cubes, and check what can be checked without reading voxels.
 
@@ -79,6 +85,8 @@ def find_labels(
         cellfinder's training YAMLs.
     voxel_size_um
         z y x, of brains whose files do not say.
+    further
+        Classes beside "no cell" and "cell"; see `finetune.labels.classes_of`.
 
     Raises
     ------
@@ -100,7 +108,7 @@ def find_labels(
             )
     cubes = [cube for file in cube_files for cube in list_cubes(file)]
     files = (*brain_files, *cube_files)
-    found = Sources(tuple(brains), tuple(cubes), files)
+    found = Sources(tuple(brains), tuple(cubes), files, further)
     check_both_classes(found.labels, ", ".join(map(str, files)))
     return found
 
@@ -152,7 +160,7 @@ def read_sources(
     *of_brains, of_cubes = np.split(wanted, np.searchsorted(wanted, ends))
     starts = np.concatenate([[0], ends]).astype(np.int64)
     parts = [
-        read_labelled(brain, network, index - start)
+        read_labelled(brain, network, index - start, sources.further)
         for brain, index, start in zip(sources.brains, of_brains, starts, strict=False)
         if len(index)
     ]

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 
 from cubeclf_core import load_classifier
 from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
-from cubeclf_core.cells import read_cells
+from cubeclf_core.cells import read_cells, write_cells
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.classifier import load_trained, save_classifier
 from cubeclf_core.errors import CellsError, CheckpointError, InputError
@@ -360,3 +361,44 @@ def test_a_test_brain_of_an_animal_that_is_learned_from_is_refused(
     )
     assert outcome.code == 2
     assert "a test needs a brain that training has not seen" in outcome.lines[-1]
+
+
+def test_more_classes_than_two_train_and_export_as_two(simulated, tmp_path, command) -> None:
+    """Artefacts beside what is no cell; every third of the latter is called one."""
+    cells = read_cells(simulated(0).cells)
+    others = np.flatnonzero(cells.types != 2)
+    types = cells.types.copy()
+    types[others[::3]] = -1
+    write_cells(tmp_path / "cells.xml", replace(cells, types=types))
+    entry = {"name": "b", "signal": str(simulated(0).volume), "cells": "cells.xml"}
+    (tmp_path / "brains.yaml").write_text(yaml.safe_dump([entry]))
+    words = ("--backbone", "scratch:vit-nano", "--brains", tmp_path / "brains.yaml")
+    out = tmp_path / "run"
+    outcome = command("cubeclf-finetune", *words, "--classes.artefact", "[-1]", "--out", out)
+    assert outcome.code == 0, outcome.err
+    settings = yaml.safe_load((out / "config.yaml").read_text())
+    assert settings["classes"] == {"artefact": [-1]}
+    evaluation = json.loads((out / "metrics.json").read_text())["evaluation"]
+    assert evaluation["classes"] == ["no cell", "cell", "artefact"]
+    confusion = np.array(evaluation["pooled"]["confusion"])
+    assert confusion.shape == (3, 3)
+    assert confusion.sum(1)[2] == pytest.approx(len(others[::3]), abs=20)  # but for the guard
+    three = load_classifier(out)
+    assert three.classes == ("no cell", "cell", "artefact")
+    for flags, n in (((), 3), (("--two-classes",), 2)):
+        file = tmp_path / f"{n}.pt2"
+        assert command("cubeclf-export", out, "--out", file, *flags).code == 0
+        found = load_classifier(file).predict(blobs_of_noise())
+        assert found.shape == (4, n)
+        expected = three.predict(blobs_of_noise())[:, 1]
+        np.testing.assert_allclose(found[:, 1], expected, atol=1e-5)
+    for wrong, message in (("[2]", "2 is a cell"), ("none", "a list of types"), ("[7]", "has 0")):
+        given = ("--classes.artefact", wrong, "--out", tmp_path / "wrong")
+        outcome = command("cubeclf-finetune", *words, *given)
+        assert outcome.code == 2
+        assert message in outcome.lines[-1]
+
+
+def blobs_of_noise() -> torch.Tensor:
+    random = torch.Generator().manual_seed(0)
+    return torch.poisson(torch.full((4, 2, 20, 50, 50), 200.0), generator=random)
