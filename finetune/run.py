@@ -135,7 +135,10 @@ def _splits(
 
 
 def _told(splits: Sequence[Split]) -> str:
-    return "; ".join(split.how for split in splits)
+    return f"Held out, {'in turn' if len(splits) > 1 else 'once'}: " + "; ".join(
+        split.how.removeprefix("by space: held out ").removeprefix("by brain: held out ")
+        for split in splits
+    )
 
 
 def _classifier(config: FinetuneConfig, start: Start) -> Classifier:
@@ -245,7 +248,7 @@ def _tested(outcome: Outcome, data: Labelled, test: Sequence[Labelled]) -> Teste
 def _sentence(config: FinetuneConfig, start: Start, outcome: Outcome) -> str:
     kind = type(start.backbone).__name__
     epochs = f", for {outcome.epochs} epochs" if outcome.epochs else ""
-    return f"{config.what}, from {config.backbone} ({kind}){epochs}"
+    return f"Trained: {config.what}, from {config.backbone} ({kind}){epochs}."
 
 
 def _check_folder(
