@@ -83,6 +83,8 @@ class Effort:
         The first of `draws`, on which whole networks are trained.
     finetune_epochs
         Of training a whole network; of 100 labels, ten steps each.
+    finetune_batch
+        Cuboids a step of it.
     speed
         Of a training step.
     """
@@ -97,6 +99,7 @@ class Effort:
     unlabelled: int = 1000
     finetune_draws: int = 1
     finetune_epochs: int = 6
+    finetune_batch: int = 32
     speed: SpeedEffort = SpeedEffort()
 
 
@@ -111,5 +114,6 @@ QUICK = Effort(
     candidates=200,
     unlabelled=64,
     finetune_epochs=1,
+    finetune_batch=2,
     speed=SpeedEffort("nano", batch_size=4, rounds=2, steps=2, shape=(64, 128, 128)),
 )

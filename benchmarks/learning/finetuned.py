@@ -41,6 +41,8 @@ class Finetuned:
         Train additions of this rank instead of the whole network.
     pretrained
         Whether early layers have learned something already, and are trained more slowly.
+    batch_size
+        Cuboids a step.
     """
 
     blocks: Blocks
@@ -49,6 +51,7 @@ class Finetuned:
     seed: int
     lora_rank: int | None = None
     pretrained: bool = True
+    batch_size: int = 32
 
     def __call__(self, task: Task) -> npt.NDArray[np.float64]:
         """Train on what the task gives to learn from, and score what it tests."""
@@ -60,6 +63,7 @@ class Finetuned:
             brains=(nowhere,),
             freeze=False,
             epochs=self.epochs,
+            batch_size=self.batch_size,
             lora_rank=self.lora_rank,
             seed=self.seed,
         )

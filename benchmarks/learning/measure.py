@@ -186,7 +186,14 @@ def _networks(
         if seed < effort.seeds and name != "untrained_pooled":
             say(f"{name}, seed {seed}: fine-tuning, {len(few)} times")
             pretrained = name != "untrained"
-            tuned = Finetuned(blocks, makers, effort.finetune_epochs, seed, pretrained=pretrained)
+            tuned = Finetuned(
+                blocks,
+                makers,
+                effort.finetune_epochs,
+                seed,
+                pretrained=pretrained,
+                batch_size=effort.finetune_batch,
+            )
             results += try_out(name, tuned, few, blocks, seed=seed, way="_finetuned")
     return results
 

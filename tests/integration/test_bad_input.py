@@ -127,12 +127,12 @@ def empty_cells(w: World):
 def one_class(w: World):
     only = w.cells_file("only.xml", [[5, 5, 5], [6, 6, 6]], [2, 2])
     yield finetune("scratch:vit-nano", w.brains("only", cells=str(only)), w.run), "needs both"
-    tested = (
-        *finetune("scratch:vit-nano", w.brains_file, w.run),
-        "--test",
-        w.brains("only", cells=str(only)),
-    )
-    yield tested, "needs both"
+
+
+def learned_and_tested(w: World):
+    same = w.brains("same", group="another animal")  # as the group says, not as the volume does
+    words = finetune("scratch:vit-nano", w.brains_file, w.run)
+    yield (*words, "--test", same), "a test needs a brain that training has not seen"
 
 
 def too_few_labels(w: World):
@@ -267,6 +267,7 @@ CASES: list[Callable] = [
     cells_outside,
     empty_cells,
     one_class,
+    learned_and_tested,
     too_few_labels,
     contradicting_labels,
     wrong_checkpoint,
