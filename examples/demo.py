@@ -160,7 +160,7 @@ def main() -> None:
         f"{cells} cells found in brain_b: {HERE}/classified/points/cell_classification.xml"
     )
     console.print("\nPictures to look at:")
-    for picture in sorted(HERE.rglob("*.png")):
+    for picture in sorted([*HERE.rglob("*.png"), *HERE.rglob("report.html")]):
         console.print(f"  {picture}")
     console.print(f"\n{time.monotonic() - start:.0f} s on {os.cpu_count()} cores")
 
