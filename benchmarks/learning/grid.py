@@ -33,6 +33,7 @@ from cubeclf_core.backbones import build_backbone, load_backbone
 from cubeclf_core.classifier import Classifier
 from cubeclf_core.console import say
 from cubeclf_core.errors import require
+from cubeclf_core.files import replacing
 from cubeclf_core.heads import CELL_CLASS
 from cubeclf_core.metrics import classification_metrics
 from cubeclf_core.networks import Backbone
@@ -140,7 +141,10 @@ def _measure(job: tuple[Grid, str, int]) -> str:
     torch.set_num_threads(1)
     folder = grid.folder / "finetuning"
     file = folder / f"{name}-{seed}.jsonl"
-    done = {(c.protocol, c.budget, c.block, c.draw) for c in _read(file)}
+    known = list(_read(file))
+    with replacing(file) as whole:  # without a line that was torn
+        whole.write_text("".join(_line(cell) for cell in known), encoding="utf-8")
+    done = {(c.protocol, c.budget, c.block, c.draw) for c in known}
     data = data_folder()
     network = network_of(settings_of(METHOD, DEFAULT))
     with tempfile.TemporaryDirectory() as own:  # others write files of the same names
@@ -168,9 +172,13 @@ def _measure(job: tuple[Grid, str, int]) -> str:
             ap_less_prevalence=measured["ap_less_prevalence"],
         )
         with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(asdict(cell)) + "\n")
+            lines.write(_line(cell))
         n += 1
     return f"{name}, seed {seed}: {n} measured, {len(done)} were there"
+
+
+def _line(cell: Cell) -> str:
+    return json.dumps(asdict(cell)) + "\n"
 
 
 def _peak_gb() -> float:
