@@ -289,6 +289,7 @@ def test_help_answers_without_torch() -> None:
     assert "--blocks" in done.stdout
 
 
+@pytest.mark.slow
 def test_failed_pretraining_says_why(tmp_path: Path) -> None:
     config = PretrainConfig(("any",), out=tmp_path / "runs" / "mae")
     with pytest.raises(RunFailed, match=r"mae ended with exit code 2: error: any does not exist"):

@@ -30,6 +30,7 @@ TINY = Effort(
 )
 
 
+@pytest.mark.slow
 def test_writes_all_figures_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "out" / "figures.json"
     config = StreamingConfig(json=file, folder=tmp_path / "made", memory_gb=1.0, threads=1)

@@ -267,6 +267,7 @@ def test_layouts(
     np.testing.assert_array_equal(volume.read((0, 0, 0), SHAPE)[0], noise())
 
 
+@pytest.mark.slow
 def test_planes_that_do_not_fit_are_read_in_rows(tmp_path: Path) -> None:
     array = np.add.outer(np.arange(40), noise((2100, 1500)) > 200).astype("uint8")
     planes = write_planes(tmp_path / "ch0", array, "zlib")

@@ -226,6 +226,7 @@ def test_the_classifier_is_the_average_of_its_weights_over_steps(blobs) -> None:
     assert ((final >= lowest - 1e-4) & (final <= highest + 1e-4)).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_averaged_weights(blobs) -> None:
     torch.manual_seed(0)
     base = Classifier(ResNet3d(ResNet3dConfig(channels=1)))

@@ -79,7 +79,7 @@ def assert_resumes_exactly(out: Path, brains: Path, way: str, reference: Path) -
 
 
 @pytest.mark.parametrize(
-    "way", ["network", *(pytest.param(way, marks=pytest.mark.slow) for way in ("lora", "mlp"))]
+    "way", ["mlp", *(pytest.param(way, marks=pytest.mark.slow) for way in ("network", "lora"))]
 )
 def test_a_killed_run_resumes_bit_for_bit(
     way: str, simulated, uninterrupted, tmp_path: Path

@@ -71,6 +71,7 @@ def test_planes_to_classified_cells(method: str, simulated, tmp_path: Path, comm
     assert again["auc"] == pytest.approx(metrics["classifier"]["brains"]["brain1"]["auc"], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_run_repeats_itself(simulated, tmp_path: Path, command) -> None:
     weights = []
     for name in ("first", "second"):
@@ -80,6 +81,7 @@ def test_a_run_repeats_itself(simulated, tmp_path: Path, command) -> None:
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.slow
 def test_one_channel_is_enough(simulated, tmp_path: Path, command) -> None:
     """A brain without background pretrains, fine-tunes and classifies; so does a mixed pair."""
     volume = open_volume(simulated(0).volume)

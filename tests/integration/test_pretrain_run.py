@@ -116,6 +116,7 @@ def test_a_cuboid_that_breaks_the_loss_is_named(
     assert not (out / "exported" / "backbone.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_accumulation_changes_nothing_but_rounding(command, simulated, tmp_path) -> None:
     losses = []
     for parts in (1, 2):
@@ -161,6 +162,7 @@ def test_a_short_run_is_looked_at_and_kept_on_the_way(command, simulated, tmp_pa
     assert looks == [0, 2, 4, 6, 8, 10, 12, 14, 16, 17]
 
 
+@pytest.mark.slow
 def test_time_spent_waiting_is_told(command, simulated, tmp_path, monkeypatch) -> None:
     batches, shares = CuboidStream.batches, []
 
@@ -245,7 +247,7 @@ def test_a_collapse_is_told_of_and_then_stops_the_run(command, simulated, tmp_pa
 
 @pytest.mark.parametrize(
     "method",
-    ["dino", *(pytest.param(m, marks=pytest.mark.slow) for m in ("simclr", "mae", "dinov2"))],
+    ["mae", *(pytest.param(m, marks=pytest.mark.slow) for m in ("simclr", "dino", "dinov2"))],
 )
 def test_bfloat16_keeps_the_counts(method: str, command, simulated, tmp_path) -> None:
     """Warped views too, which are interpolated from raw counts."""
@@ -265,6 +267,7 @@ def test_bfloat16_keeps_the_counts(method: str, command, simulated, tmp_path) ->
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_leaves_the_checkpoint(
     command, simulated, tmp_path, monkeypatch
 ) -> None:

@@ -22,6 +22,7 @@ def volume(simulated, tmp_path: Path) -> Path:
     return Path(shutil.copytree(simulated(0).volume, tmp_path / "brain.ome.zarr"))
 
 
+@pytest.mark.slow
 def test_a_run_records_what_it_saw(command, volume: Path, tmp_path: Path) -> None:
     outcome = command("cubeclf-pretrain", volume, "--out", tmp_path / "run", *PRETRAIN)
     assert outcome.code == 0
