@@ -198,10 +198,6 @@ class Training:
                 self.kept.load_state_dict(self.averaged.module.state_dict())
             yield told | looked
 
-    def logits(self, index: Index) -> Float[Tensor, "n klass"]:
-        """What the best epoch's averaged network says of examples as they are."""
-        return self._ask(self.kept, index)
-
     def take_best(self) -> None:
         """Put the best epoch's averaged weights into the network, in evaluation mode."""
         self.network.load_state_dict(self.kept.state_dict())
