@@ -12,14 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of logistic regression
-_FOLDS = 5
+from cubeclf_core.regression import fit_logistic
 
 
 def classification_metrics(
@@ -136,12 +134,11 @@ def linear_scores(
     train: Float[Tensor, "n feature"],
     labels: npt.NDArray[np.int64],
     test: Float[Tensor, "m feature"],
+    *,
+    brains: npt.NDArray[np.int64] | None = None,
     seed: int = 0,
 ) -> npt.NDArray[np.float64]:
-    """Score embeddings by logistic regression on standardised features, classes weighted alike.
-
-    How strong it is regularised (C of 1e-4 to 1e-1) is chosen by the AUC of a cross-validation
-    within the training embeddings, in at most five parts; where a class has but one, C is 1e-2.
+    """Score embeddings by logistic regression on standardised features; see `fit_logistic`.
 
     Parameters
     ----------
@@ -151,22 +148,21 @@ def linear_scores(
         Shape (n,), 1 for a cell and 0 otherwise; both occur.
     test
         Embeddings to score.
+    brains
+        Shape (n,), number of the brain of each that is learned from; one brain if not given.
     seed
-        Of the parts.
+        Of the parts by which the penalty is chosen.
 
     Returns
     -------
     numpy.ndarray
         Shape (m,), log odds.
     """
-    model = linear_probe()
-    n_folds = min(_FOLDS, int(np.bincount(labels, minlength=2).min()))
-    if n_folds > 1:
-        folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-        grid = {"logisticregression__C": _STRENGTHS}
-        model = GridSearchCV(model, grid, scoring="roc_auc", cv=folds)
-    model.fit(_array(train), labels)
-    return np.asarray(model.decision_function(_array(test)), np.float64)
+    scale = StandardScaler()
+    x = scale.fit_transform(_array(train))
+    one = np.zeros(len(labels), np.int64)
+    rule = fit_logistic(x, labels, one if brains is None else brains, seed=seed)
+    return rule.scores(scale.transform(_array(test)))
 
 
 def linear_probe(strength: float = 1e-2) -> Any:

@@ -62,6 +62,11 @@ class Labelled:
         """Shape (n, 3), z y x in the volume; NaN where it is not known."""
         return self.positions * self.voxels_um
 
+    @property
+    def brain_numbers(self) -> npt.NDArray[np.int64]:
+        """Shape (n,): the group of each, counted from 0 in the order of their names."""
+        return np.unique(self.brains, return_inverse=True)[1].astype(np.int64)
+
     @classmethod
     def unplaced(
         cls, cuboids: Float[Tensor, "n c z y x"], labels: npt.NDArray[np.int64], brain: str

@@ -2,8 +2,9 @@
 
 A linear head is fitted on frozen features first, whatever is trained after it: with few labels, a
 network that starts from a random head unlearns what its backbone knew (Kumar et al.,
-arXiv:2202.10054). Batches hold as many of each class; what the classes' shares say is put into the
-logits, so that probabilities are those of brains with the training labels' share of cells.
+arXiv:2202.10054). Batches hold as many of each class, in each brain as in all; what the classes' shares say is put
+into the logits, so that probabilities are those of brains with the training labels' share of cells.
+While it is learned from, each brain has an intercept of its own, see `cubeclf_core.regression`.
 """
 
 from __future__ import annotations
@@ -21,20 +22,18 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from lightly.utils.scheduler import cosine_warmup_schedule
 from lightning_fabric import Fabric
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from cubeclf_core.draws import Draws
 from cubeclf_core.engine import load_state, save_state
 from cubeclf_core.heads import CELL_CLASS, Head
+from cubeclf_core.regression import balancing_weights, fit_logistic
 from finetune.adapt import settle_statistics, trained_norms
 from finetune.config import FinetuneConfig
 from finetune.examples import Examples, Features, in_parts
 
-_INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # C of the logistic regression, to choose from
 _LEAST_STEPS = 10  # an epoch has, however few the labels
 _EMA = 0.99  # towards which the share of the old rises
 _LABEL_SMOOTHING = 0.1
@@ -44,43 +43,54 @@ Labels = npt.NDArray[np.int64]
 Index = npt.NDArray[np.int64]
 
 
-def fit_head(head: Head, features: Features, labels: Labels, index: Index, seed: int) -> None:
-    """Fit a linear head on features of the labels in `index`.
+def fit_head(
+    head: Head, features: Features, labels: Labels, brains: Labels, index: Index, seed: int
+) -> Float[Tensor, "brain klass"]:
+    """Fit a linear head on features of some labels.
 
-    The penalty is chosen by cross-validation within these. Classes count alike; the bias is then
-    moved so that probabilities are those of brains with the same shares of the classes.
+    Each brain has an intercept of its own while it is learned from, and its classes count alike
+    (`cubeclf_core.regression`); the bias is then moved so that probabilities are those of brains
+    with the shares of the classes that all labels together have.
+
+    Parameters
+    ----------
+    head
+        A linear one.
+    features
+        Of all labels.
+    labels, brains
+        Shape (n,): class, and number of the brain, of each.
+    index
+        Those to learn from.
+    seed
+        Of the cross-validation that chooses the penalty.
+
+    Returns
+    -------
+    Tensor
+        Shape (brain, class): what the logits of each brain have beside those of the head.
     """
     copies = features.copies[:, torch.from_numpy(index)].flatten(0, 1)
     head.fit_scale(copies)
     x = ((copies - head.mean) / head.deviation).double().numpy()
-    own = labels[index]
-    y = np.tile(own, len(features.copies))
-    regression = _regression(_choose_penalty(x, y, len(index), seed)).fit(x, y)
-    weight, bias = torch.from_numpy(regression.coef_), torch.from_numpy(regression.intercept_)
-    if len(weight) == 1:  # two classes: opposite logits, for a softmax
-        weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
+    own, n = labels[index], len(features.copies)
+    copy_of = np.tile(np.arange(len(index)), n)
+    rule = fit_logistic(
+        x, np.tile(own, n), np.tile(brains[index], n), copy_of=copy_of, seed=seed
+    )
+    weight, bias, intercepts = map(_of_each_class, (rule.weight.T, rule.bias, rule.intercepts))
     with torch.no_grad():
-        head.last.weight.copy_(weight)
-        head.last.bias.copy_(bias.float() + prior_logits(own, len(weight)))
+        head.last.weight.copy_(weight.T)
+        head.last.bias.copy_(bias.float() + prior_logits(own, len(bias)))
+    found = torch.zeros(int(brains.max()) + 1, len(bias))
+    found[: len(intercepts)] = intercepts.float()
+    return found
 
 
-def _choose_penalty(x: npt.NDArray[np.float64], y: Labels, n: int, seed: int) -> float:
-    """Choose C by AUC in five folds of the training labels; a label's copies share a fold."""
-    label = np.arange(len(y)) % n
-    n_folds = min(5, int(np.bincount(y[:n]).min()))
-    if n_folds < 2:
-        return _INVERSE_PENALTIES[0]
-    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    scoring = "roc_auc" if y.max() == 1 else "neg_log_loss"
-    scores = [
-        cross_val_score(_regression(c), x, y, groups=label, scoring=scoring, cv=folds).mean()
-        for c in _INVERSE_PENALTIES
-    ]
-    return _INVERSE_PENALTIES[int(np.argmax(scores))]
-
-
-def _regression(c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, class_weight="balanced", max_iter=2000)
+def _of_each_class(values: npt.NDArray[np.float64]) -> Tensor:
+    """Take classes to be last; of two, log odds become opposite logits, for a softmax."""
+    logits = torch.from_numpy(values)
+    return torch.cat([-logits / 2, logits / 2], -1) if logits.shape[-1] == 1 else logits
 
 
 def prior_logits(labels: Labels, n_classes: int) -> Float[Tensor, " klass"]:
@@ -139,8 +149,10 @@ class Training:
         Puts the network into training mode.
     examples
         What is learned from.
-    labels
-        Class of each.
+    labels, brains
+        Class of each, and the number of its brain.
+    intercepts
+        What the logits of each brain have beside the network's, to begin with.
     n_classes
         How many classes there are, whether or not they have labels.
     fabric
@@ -157,6 +169,8 @@ class Training:
     train_mode: Callable[[], Any]
     examples: Examples
     labels: Labels
+    brains: Labels
+    intercepts: Float[Tensor, "brain klass"]
     n_classes: int
     fabric: Fabric
     tell: Callable[[str], None]
@@ -166,12 +180,17 @@ class Training:
     parts: int = 1  # into which a batch is cut, for want of memory
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.AdamW(self.groups)
+        own = self.trial.train
+        self.of_brains = nn.ParameterList([self.intercepts.to(self.fabric.device)])
+        learned = len(np.unique(self.brains[own])) > 1  # of one brain, the head's bias is enough
+        rates = {"lr": self.config.peak_rate, "scale": 1.0, "weight_decay": 0.0}
+        ours = [{"params": list(self.of_brains), **rates}] if learned else []
+        self.optimizer = torch.optim.AdamW([*self.groups, *ours])
         self.averaged = ModelEmaV3(self.network, decay=_EMA, use_warmup=True, warmup_gamma=1.0)
         self.kept = copy.deepcopy(self.network)  # the averaged weights of the best epoch
-        own = self.labels[self.trial.train]
         # Batches are balanced, and what the head holds of the classes' shares is taken out there.
-        self.balance = -prior_logits(own, self.n_classes).to(self.fabric.device)
+        self.balance = -prior_logits(self.labels[own], self.n_classes).to(self.fabric.device)
+        self.shares = balancing_weights(self.labels[own], self.brains[own])
         self.steps = max(_LEAST_STEPS, -(-len(own) // self.config.batch_size))
 
     def run(self) -> Iterator[dict[str, Any]]:
@@ -280,21 +299,32 @@ class Training:
             inputs = self.examples.training(torch.from_numpy(index[part]), draws)
             with self.fabric.autocast():
                 logits = self.network(inputs).float()
-            loss = F.cross_entropy(logits + self.balance, labels, label_smoothing=_LABEL_SMOOTHING)
+            logits = logits + self.balance + self._of_brain(index[part])
+            loss = F.cross_entropy(logits, labels, label_smoothing=_LABEL_SMOOTHING)
             loss = loss * (len(part) / len(index))
             loss.backward()
             total += float(loss.detach())
         return total
 
     def _balanced_batch(self, step: int) -> Index:
-        """Draw as many labels of each class as there may be in a batch."""
+        """Draw as many of each class, and as many of each brain as it has labels, but for chance."""
         random = np.random.default_rng((self.trial.seed, step))
         own = self.trial.train
-        by_class = [own[self.labels[own] == k] for k in range(self.n_classes)]
-        there = [each for each in by_class if len(each)]
+        by_class = [self.labels[own] == k for k in range(self.n_classes)]
+        there = [each for each in by_class if each.any()]
         sizes = [len(p) for p in np.array_split(np.arange(self.config.batch_size), len(there))]
-        drawn = [random.choice(each, n) for each, n in zip(there, sizes, strict=True)]
+        drawn = [
+            random.choice(own[each], n, p=self.shares[each] / self.shares[each].sum())
+            for each, n in zip(there, sizes, strict=True)
+        ]
         return np.concatenate(drawn)
+
+    def _of_brain(self, index: Index) -> Float[Tensor, "n klass"]:
+        """What a label's brain adds to its logits, less the mean over labels."""
+        (intercepts,) = self.of_brains
+        number = torch.from_numpy(self.brains).to(intercepts.device)
+        mean = intercepts[number[torch.from_numpy(self.trial.train)]].mean(0)
+        return intercepts[number[torch.from_numpy(index)]] - mean
 
     def _rate(self, step: int) -> float:
         """Learning rate of a step; the schedule is that of all epochs, taken or not."""
@@ -325,7 +355,7 @@ class Training:
 
     def _all(self) -> nn.ModuleDict:
         weights = {"network": self.network, "averaged": self.averaged.module, "kept": self.kept}
-        return nn.ModuleDict(weights)
+        return nn.ModuleDict({**weights, "of_brains": self.of_brains})
 
 
 def _lacks_memory(error: Exception) -> bool:

@@ -98,6 +98,9 @@ class Trials:
     done: list[dict[str, Any]] = field(default_factory=list)
     """Of each training that is over: its best epoch, and the logits of what it held out."""
 
+    def __post_init__(self) -> None:
+        self.brains = self.data.brain_numbers
+
     def run(self, resume: bool) -> Outcome:
         """Take all trainings that are left.
 
@@ -170,13 +173,17 @@ class Trials:
         """Take one training to its end; returns the classifier, its epochs and the best of them."""
         classifier = copy.deepcopy(self.base)
         if self.config.head == "linear":
-            fit_head(classifier.head, features, self.data.labels, trial.train, trial.seed)
+            intercepts = fit_head(
+                classifier.head, features, self.data.labels, self.brains, trial.train, trial.seed
+            )
         else:
+            intercepts = torch.zeros(self.brains.max() + 1, len(self.base.head.config.classes))
             classifier.head.fit_scale(features.copies[:, torch.from_numpy(trial.train)])
         if self._fits_at_once:
             return classifier.eval(), {"epochs": 0, "best_epoch": 0}
         self._choose(classifier)
-        training = self._training(trial, classifier.to(self.fabric.device), features)
+        classifier.to(self.fabric.device)
+        training = self._training(trial, classifier, features, intercepts)
         if resume and self.checkpoint:
             training.restore(self.checkpoint)
         backbone = dataclasses.asdict(self.base.backbone.config)
@@ -207,7 +214,13 @@ class Trials:
             seed=config.seed,
         )
 
-    def _training(self, trial: Trial, classifier: Classifier, features: Features) -> Training:
+    def _training(
+        self,
+        trial: Trial,
+        classifier: Classifier,
+        features: Features,
+        intercepts: Float[Tensor, "brain klass"],
+    ) -> Training:
         config = self.config
         network: nn.Module = classifier.head if config.frozen else classifier
         voxel_size_um = classifier.backbone.config.voxel_size_um
@@ -230,6 +243,8 @@ class Trials:
             train_mode=lambda: train_mode(classifier),
             examples=examples,
             labels=self.data.labels,
+            brains=self.brains,
+            intercepts=intercepts,
             n_classes=len(classifier.head.config.classes),
             fabric=self.fabric,
             tell=self.tell,

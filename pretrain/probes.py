@@ -89,6 +89,8 @@ class Probe:
         Shape (n, c, z, y, x), float32 raw counts.
     labels
         Shape (n,), 1 cell, 0 no cell.
+    brains
+        Shape (n,), number of the brain, or half of one, that each is of.
     folds
         Shape (n,), the fold that each is tested in.
     split
@@ -107,14 +109,16 @@ class Probe:
     ) -> None:
         self.split, parts = _parts(brains, network)
         random = np.random.default_rng((seed, 0x960BE))
-        cuboids, labels, folds = [], [], []
+        cuboids, labels, brain_of, folds = [], [], [], []
         for i, (brain, cells) in enumerate(parts):
             chosen = cells[_draw(cells.labels, max(2 * _LEAST, limit // len(parts)), random)]
             cuboids.append(_read(brain, chosen, network))
             labels.append(chosen.labels)
+            brain_of.append(np.full(len(chosen), i))
             folds.append(np.full(len(chosen), i % _FOLDS))
         self.cuboids: Float[Tensor, "n c z y x"] = torch.cat(cuboids)
         self.labels = np.concatenate(labels)
+        self.brains = np.concatenate(brain_of)
         self.folds = np.concatenate(folds)
 
     def __len__(self) -> int:
@@ -135,7 +139,8 @@ class Probe:
             learned = pooled[torch.from_numpy(~test)], self.labels[~test]
             tested, truth = pooled[torch.from_numpy(test)], self.labels[test]
             knn.append(roc_auc_score(truth, knn_scores(*learned, tested)))
-            linear.append(roc_auc_score(truth, linear_scores(*learned, tested)))
+            said = linear_scores(*learned, tested, brains=self.brains[~test])
+            linear.append(roc_auc_score(truth, said))
         return {"probe_knn_auc": float(np.mean(knn)), "probe_linear_auc": float(np.mean(linear))}
 
 

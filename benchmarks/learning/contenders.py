@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor
 
 from benchmarks.learning.blocks import Block
-from benchmarks.learning.protocols import Task, labels_to_learn
+from benchmarks.learning.protocols import Task, brains_to_learn, labels_to_learn
 from cubeclf_core.axes import Size3
 from cubeclf_core.brains import Brain
 from cubeclf_core.metrics import knn_scores, linear_scores
@@ -52,11 +52,12 @@ class Frozen:
 
     def linear(self, task: Task) -> npt.NDArray[np.float64]:
         """Score by logistic regression."""
-        return self._score(task, linear_scores)
+        known, labels, tested = self._parts(task)
+        return linear_scores(known, labels, tested, brains=brains_to_learn(task))
 
     def knn(self, task: Task) -> npt.NDArray[np.float64]:
         """Score by nearest neighbours."""
-        return self._score(task, knn_scores)
+        return knn_scores(*self._parts(task))
 
     def forest(self, task: Task, seed: int) -> npt.NDArray[np.float64]:
         """Score by a random forest."""
@@ -66,11 +67,6 @@ class Frozen:
         )
         trees.fit(known.numpy(), labels)
         return np.asarray(trees.predict_proba(tested.numpy())[:, 1], np.float64)
-
-    def _score(
-        self, task: Task, score: Callable[..., npt.NDArray[np.float64]]
-    ) -> npt.NDArray[np.float64]:
-        return score(*self._parts(task))
 
     def _parts(self, task: Task) -> tuple[Tensor, npt.NDArray[np.int64], Tensor]:
         features = self.features[task.seen]

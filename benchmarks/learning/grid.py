@@ -26,7 +26,14 @@ from benchmarks.learning.blocks import SEEN, count_opening, data_folder, open_bl
 from benchmarks.learning.config import DEFAULT
 from benchmarks.learning.contenders import Blocks, Frozen, Rules, radial_means
 from benchmarks.learning.finetuned import Finetuned
-from benchmarks.learning.protocols import MEASURES, Scorer, Task, labels_to_learn, make_tasks
+from benchmarks.learning.protocols import (
+    MEASURES,
+    Scorer,
+    Task,
+    brains_to_learn,
+    labels_to_learn,
+    make_tasks,
+)
 from benchmarks.learning.trainings import network_of, settings_of
 from benchmarks.output import Figures, lay_out, machine, write_files
 from cubeclf_core.backbones import build_backbone, load_backbone
@@ -248,7 +255,8 @@ def _frozen(make: Callable[[Grid, int], Maker], grid: Grid, blocks: Blocks, seed
             for name, index in task.learn.items()
         ]
         head, labels = classifiers[task.seen].head, labels_to_learn(task, blocks)
-        fit_head(head, Features(torch.cat(parts, dim=1)), labels, np.arange(len(labels)), seed)
+        kept, everything = Features(torch.cat(parts, dim=1)), np.arange(len(labels))
+        fit_head(head, kept, labels, brains_to_learn(task), everything, seed)
         tested = features(task.seen, task.block).plain(torch.from_numpy(task.test))
         with torch.no_grad():
             return np.asarray(head(tested).double().softmax(1)[:, CELL_CLASS].numpy(), np.float64)

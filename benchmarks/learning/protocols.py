@@ -112,6 +112,12 @@ def labels_to_learn(task: Task, blocks: Mapping[str, Block]) -> Index:
     return np.concatenate([blocks[name].labels[index] for name, index in task.learn.items()])
 
 
+def brains_to_learn(task: Task) -> Index:
+    """Number of the block of each label that a task learns from, block after block; shape (n,)."""
+    sizes = [len(index) for index in task.learn.values()]
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
 def _check(task: Task, blocks: Mapping[str, Block]) -> None:
     parts = {
         "learn from": labels_to_learn(task, blocks),

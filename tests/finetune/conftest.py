@@ -32,7 +32,8 @@ def make_blobs(n: int, seed: int, channels: int = 1) -> Labelled:
 def fit(classifier: Classifier, data: Labelled, seed: int = 0) -> Classifier:
     """Fit the linear head on all labels."""
     features = keep_features(classifier, data.cuboids, copies=4, seed=seed)
-    fit_head(classifier.head, features, data.labels, np.arange(len(data)), seed)
+    everything = np.arange(len(data))
+    fit_head(classifier.head, features, data.labels, data.brain_numbers, everything, seed)
     return classifier
 
 

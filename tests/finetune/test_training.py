@@ -21,7 +21,7 @@ from cubeclf_core.vit import Vit3dConfig
 from finetune.adapt import choose_trained, merge_low_rank, parameter_groups
 from finetune.config import FinetuneConfig
 from finetune.examples import keep_features
-from finetune.labels import Labelled
+from finetune.labels import Labelled, join
 from finetune.parts import Split
 from finetune.training import fit_head, prior_logits
 from finetune.trials import Trials
@@ -94,6 +94,35 @@ def test_probabilities_have_the_prevalence_of_the_training_labels(
     data = blobs(90, 0)
     classifier = fit_at_once(network(), data)
     assert abs(predict(classifier, data.cuboids).mean() - data.labels.mean()) < 0.05
+
+
+def noisy(data: Labelled, name: str, kept: np.ndarray) -> Labelled:
+    """Some labels of another brain, whose camera is worse."""
+    noise = torch.randn(data.cuboids.shape, generator=torch.Generator().manual_seed(0))
+    worse = replace(data, cuboids=data.cuboids + 30 * noise, brains=[name] * len(data))
+    return worse.subset(np.flatnonzero(kept))
+
+
+@pytest.mark.parametrize("changes", [{}, {"head": "mlp", "learning_rate": 1e-2}])
+def test_which_brain_it_is_does_not_become_a_rule(changes, blobs, predict) -> None:
+    """Nearly all labels of one brain are cells, and of the other nearly none."""
+    a, b, number = blobs(90, 0), blobs(90, 1), np.arange(90)
+    mostly_cells = a.subset(np.flatnonzero((a.labels == 1) | (number % 15 == 1)))
+    few_cells = noisy(b, "noisy", (b.labels == 0) | (number % 15 == 0))
+    data = join([mostly_cells, few_cells])
+    as_one = replace(data, brains=["one"] * len(data))
+    unseen = blobs(60, 2)
+    worse = noisy(unseen, "unseen", np.ones(60, bool))
+
+    def gap(data: Labelled) -> float:
+        """How much more like cells artefacts look where the camera is good; in log odds."""
+        base = network(changes.get("head", "linear"))
+        classifier = make_trials(base, data, **changes).run(False).classifier
+        found = [predict(classifier, u.cuboids)[unseen.labels == 0] for u in (unseen, worse)]
+        good, bad = (np.log(p / (1 - p)).mean() for p in found)
+        return float(good - bad)
+
+    assert gap(data) < 0.7 * gap(as_one)
 
 
 @pytest.mark.parametrize(
@@ -346,5 +375,7 @@ def test_features_are_the_classifiers_own_and_of_turned_copies(blobs) -> None:
     assert not torch.equal(kept.copies[0], kept.copies[1])
     again = keep_features(classifier, data.cuboids, copies=3, seed=0)
     assert torch.equal(kept.copies, again.copies)
-    fit_head(classifier.head, kept, data.labels, np.arange(9), 0)
+    fit_head(
+        classifier.head, kept, data.labels, data.brain_numbers, np.arange(9), 0
+    )
     assert classifier.head.last.weight.abs().sum() > 0
