@@ -76,7 +76,8 @@ class FinetuneConfig:
     batch_size
         Cuboids a step, as many of each class.
     learning_rate
-        Peak; by default 1e-3 for a head, 5e-4 for LoRA, 2e-4 for a network.
+        Peak; by default 1e-3 for a head, 5e-4 for LoRA, 5e-5 for a pretrained network and 2e-4 for
+        a random one.
     layer_decay
         Factor of the learning rate from a block to the one before it; by default 0.75, and 1 for
         random weights and LoRA.
@@ -173,15 +174,22 @@ class FinetuneConfig:
         """Factor of the learning rate from a block to the one before it."""
         if self.layer_decay is not None:
             return self.layer_decay
-        random = re.fullmatch(r"scratch:.*|resnet\d+", self.backbone) is not None
-        return 1.0 if random or self.lora_rank is not None else 0.75
+        return 1.0 if self._random or self.lora_rank is not None else 0.75
 
     @property
     def peak_rate(self) -> float:
         """Highest learning rate."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1e-3 if self.frozen else 5e-4 if self.lora_rank is not None else 2e-4
+        if self.frozen:
+            return 1e-3
+        # A pretrained network that is trained as fast as a random one unlearns within 200 steps.
+        return 5e-4 if self.lora_rank is not None else 2e-4 if self._random else 5e-5
+
+    @property
+    def _random(self) -> bool:
+        """Whether the network starts from random weights."""
+        return re.fullmatch(r"scratch:.*|resnet\d+", self.backbone) is not None
 
 
 def _read_classes(classes: dict[str, Any]) -> dict[str, Any]:

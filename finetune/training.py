@@ -10,6 +10,7 @@ While it is learned from, each brain has an intercept of its own, see `cubeclf_c
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from cubeclf_core.draws import Draws
 from cubeclf_core.engine import load_state, save_state
+from cubeclf_core.errors import RunFailed
 from cubeclf_core.heads import CELL_CLASS, Head
 from cubeclf_core.regression import balancing_weights, fit_logistic
 from finetune.adapt import settle_statistics, trained_norms
@@ -75,9 +77,7 @@ def fit_head(
     x = ((copies - head.mean) / head.deviation).double().numpy()
     own, n = labels[index], len(features.copies)
     copy_of = np.tile(np.arange(len(index)), n)
-    rule = fit_logistic(
-        x, np.tile(own, n), np.tile(brains[index], n), copy_of=copy_of, seed=seed
-    )
+    rule = fit_logistic(x, np.tile(own, n), np.tile(brains[index], n), copy_of=copy_of, seed=seed)
     weight, bias, intercepts = map(_of_each_class, (rule.weight.T, rule.bias, rule.intercepts))
     with torch.no_grad():
         head.last.weight.copy_(weight.T)
@@ -201,6 +201,8 @@ class Training:
         dict
             After each epoch, what there is to tell of it. The state may be saved then.
         """
+        if not self.epoch and self.config.head == "linear":
+            self.best = self._look()  # what was fitted at once may be the best there is
         while self.epoch < self.trial.epochs and not self._tired():
             losses = [self._step(self.epoch * self.steps + i) for i in range(self.steps)]
             self._settle()
@@ -281,7 +283,12 @@ class Training:
                 self.parts = min(2 * self.parts, len(index))
                 at_a_time = -(-len(index) // self.parts)
                 self.tell(f"too little memory: going on with {at_a_time} cuboids at a time")
-        nn.utils.clip_grad_norm_((p for g in self.groups for p in g["params"]), 1.0)
+        norm = nn.utils.clip_grad_norm_((p for g in self.groups for p in g["params"]), 1.0)
+        if not math.isfinite(loss) or not norm.isfinite():
+            raise RunFailed(
+                f"{self.trial.name}: loss {loss:.3g} and gradient {norm:.3g} in epoch "
+                f"{self.epoch + 1}; try a lower learning_rate than {rate:.2g}, or precision 32-true"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.averaged.update(self.network, step=step)

@@ -163,7 +163,7 @@ class Trials:
                 name=name, train=split.train, held_out=split.held_out, epochs=epochs, seed=seed
             )
         best = [done["best_epoch"] for done in self.done]
-        epochs = max(1, round(float(np.mean(best)))) if best else self.config.epochs
+        epochs = round(float(np.mean(best))) if best else self.config.epochs
         everything = np.arange(len(self.data))
         return Trial(name=ALL, train=everything, held_out=None, epochs=epochs, seed=seed)
 

@@ -50,7 +50,7 @@ from finetune.training import fit_head
 
 METHOD = "simclr"
 _COPIES = 4
-_EPOCHS = 20  # of ten steps at least
+_EPOCHS = 10  # of ten steps at least
 _PACKAGES = ("torch", "numpy", "scikit-learn", "timm", "cubeclf")
 
 

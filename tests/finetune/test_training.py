@@ -13,7 +13,7 @@ from torch import nn
 from cubeclf_core.backbones import build_backbone
 from cubeclf_core.classifier import Classifier
 from cubeclf_core.engine import make_fabric
-from cubeclf_core.errors import InputError
+from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.heads import HeadConfig
 from cubeclf_core.metrics import classification_metrics
 from cubeclf_core.resnet import ResNet3d, ResNet3dConfig
@@ -274,9 +274,8 @@ def test_statistics_are_those_of_the_averaged_weights(blobs) -> None:
 
 def test_the_best_epoch_by_what_is_held_out_is_kept_and_all_are_learned_from_then(blobs) -> None:
     data = blobs(40, 0)
-    trials = make_trials(
-        network(), data, [halves(40)], freeze=False, epochs=4, batch_size=8, learning_rate=1e-3
-    )
+    changes = {"freeze": False, "epochs": 4, "batch_size": 8, "learning_rate": 1e-3, "head": "mlp"}
+    trials = make_trials(network("mlp"), data, [halves(40)], **changes)
     outcome = trials.run(False)
     held = [line for line in trials.told if "fold" in line]
     last = [line for line in trials.told if line["trial"] == "all labels"]
@@ -292,6 +291,23 @@ def test_the_best_epoch_by_what_is_held_out_is_kept_and_all_are_learned_from_the
         outcome.logits, torch.from_numpy(data.labels[outcome.held_out])
     )
     assert float(found) == pytest.approx(loss[best - 1], rel=1e-5)
+
+
+def test_a_fitted_head_stays_where_training_makes_it_worse(blobs, fit_at_once, predict) -> None:
+    data = blobs(40, 0)
+    ruinous = {"freeze": False, "epochs": 2, "batch_size": 8, "learning_rate": 0.1}
+    outcome = make_trials(network(), data, [halves(40)], **ruinous).run(False)
+    assert outcome.epochs == 0
+    fitted = fit_at_once(network(), data)
+    np.testing.assert_allclose(
+        predict(outcome.classifier, data.cuboids), predict(fitted, data.cuboids), atol=1e-5
+    )
+
+
+def test_a_training_that_diverges_says_so(blobs) -> None:
+    ruinous = {"freeze": False, "epochs": 3, "batch_size": 8, "learning_rate": 1e6}
+    with pytest.raises(RunFailed, match="try a lower learning_rate"):
+        make_trials(network(), blobs(40, 0), [halves(40)], **ruinous).run(False)
 
 
 def test_a_training_that_no_longer_improves_ends(blobs) -> None:
@@ -375,7 +391,5 @@ def test_features_are_the_classifiers_own_and_of_turned_copies(blobs) -> None:
     assert not torch.equal(kept.copies[0], kept.copies[1])
     again = keep_features(classifier, data.cuboids, copies=3, seed=0)
     assert torch.equal(kept.copies, again.copies)
-    fit_head(
-        classifier.head, kept, data.labels, data.brain_numbers, np.arange(9), 0
-    )
+    fit_head(classifier.head, kept, data.labels, data.brain_numbers, np.arange(9), 0)
     assert classifier.head.last.weight.abs().sum() > 0
