@@ -160,6 +160,7 @@ def learning_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
         Each with ``epoch`` and any of ``train_loss``, ``validation_loss`` and
         ``validation_average_precision``, finite or left out; with ``fold`` (a number), each fold is
         drawn by itself. The best epoch has the highest average precision, the first of equals.
+        ``fitted_average_precision``, that of the head before the first epoch, is a line.
     """
     figure = Figure((10, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -178,6 +179,11 @@ def learning_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
                 shown = label if first else None
                 marker = "o" if len(epochs) <= 30 else None
                 axes.plot(epochs, values, style, color=colour, label=shown, marker=marker, **look)
+        _, fitted = _series(own, "fitted_average_precision")
+        if len(fitted):
+            right.axhline(
+                fitted[0], color=_BLUE, lw=1, ls=":", label="fitted head" if first else None
+            )
         epochs, values = _series(own, "validation_average_precision")
         if len(epochs):
             best = int(np.argmax(values))

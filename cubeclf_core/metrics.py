@@ -162,7 +162,7 @@ def linear_scores(
     x = scale.fit_transform(_array(train))
     one = np.zeros(len(labels), np.int64)
     rule = fit_logistic(x, labels, one if brains is None else brains, seed=seed)
-    return rule.scores(scale.transform(_array(test)))
+    return rule.scores(scale.transform(_array(test)))[:, 0]
 
 
 def linear_probe(strength: float = 1e-2) -> Any:

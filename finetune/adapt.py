@@ -148,7 +148,12 @@ def trained_norms(network: nn.Module) -> list[str]:
 
 
 def parameter_groups(
-    classifier: Classifier, *, rate: float, layer_decay: float, weight_decay: float
+    classifier: Classifier,
+    *,
+    rate: float,
+    head_rate: float | None = None,
+    layer_decay: float,
+    weight_decay: float,
 ) -> list[dict[str, Any]]:
     """Sort what is trained into groups for AdamW, with `scale` times the rate each.
 
@@ -157,7 +162,9 @@ def parameter_groups(
     classifier
         After `choose_trained`.
     rate
-        Learning rate of the head.
+        Learning rate of what is next to the head.
+    head_rate
+        Learning rate of the head; `rate` if not given.
     layer_decay
         Factor of the rate from a block to the one before it.
     weight_decay
@@ -165,10 +172,12 @@ def parameter_groups(
     """
     stages = parameter_stages(classifier.backbone)
     depth = {id(p): len(stages) - i for i, stage in enumerate(stages) for p in stage}
+    of_head = 1.0 if head_rate is None else head_rate / rate
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in classifier.parameters():
         if parameter.requires_grad:
-            scale = layer_decay ** depth.get(id(parameter), 0)
+            own = depth.get(id(parameter))
+            scale = of_head if own is None else layer_decay**own
             decay = weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
     return [

@@ -76,8 +76,8 @@ class FinetuneConfig:
     batch_size
         Cuboids a step, as many of each class.
     learning_rate
-        Peak; by default 1e-3 for a head, 5e-4 for LoRA, 5e-5 for a pretrained network and 2e-4 for
-        a random one.
+        Peak; by default 1e-3 for a head, 1e-4 for LoRA, 5e-5 for a pretrained network and 2e-4 for
+        a random one; 1e-3 for a head that is not linear, whatever is trained beside it.
     layer_decay
         Factor of the learning rate from a block to the one before it; by default 0.75, and 1 for
         random weights and LoRA.
@@ -184,7 +184,13 @@ class FinetuneConfig:
         if self.frozen:
             return 1e-3
         # A pretrained network that is trained as fast as a random one unlearns within 200 steps.
-        return 5e-4 if self.lora_rank is not None else 2e-4 if self._random else 5e-5
+        return 1e-4 if self.lora_rank is not None else 2e-4 if self._random else 5e-5
+
+    @property
+    def head_rate(self) -> float:
+        """Highest learning rate of the head: of one that is not fitted first, a higher one."""
+        fitted = self.head == "linear" or self.learning_rate is not None
+        return self.peak_rate if fitted else 1e-3
 
     @property
     def _random(self) -> bool:

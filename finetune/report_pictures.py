@@ -254,7 +254,10 @@ def training_pictures(lines: Sequence[Mapping[str, Any]]) -> list[Picture]:
     if not any("epoch" in line for line in lines):
         return []
     figure = plots.learning_curves([line for line in lines if "epoch" in line])
-    caption = "The best epoch, by average precision on the validation labels, is the one kept."
+    caption = (
+        "The best epoch, by average precision on the validation labels, is the one kept; the head "
+        "that was fitted before it, where no epoch is better."
+    )
     return [Picture(TRAINING, "Learning curves", caption, figure)]
 
 

@@ -37,6 +37,7 @@ from finetune.trials import Outcome, Trials
 
 CHECKPOINT = "checkpoints/last.safetensors"
 _MAY_CHANGE = ("out", "resume", "overwrite")
+_NOT_IMPROVED = "no epoch was better than the head fitted on the frozen backbone, which is kept"
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -247,8 +248,11 @@ def _tested(outcome: Outcome, data: Labelled, test: Sequence[Labelled]) -> Teste
 
 def _sentence(config: FinetuneConfig, start: Start, outcome: Outcome) -> str:
     kind = type(start.backbone).__name__
-    epochs = f", for {outcome.epochs} epochs" if outcome.epochs else ""
-    return f"Trained: {config.what}, from {config.backbone} ({kind}){epochs}."
+    told = f"Trained: {config.what}, from {config.backbone} ({kind})"
+    if outcome.epochs:
+        return f"{told}, for {outcome.epochs} epochs."
+    fits_at_once = config.frozen and config.head == "linear"
+    return f"{told}." if fits_at_once else f"{told}; {_NOT_IMPROVED}."
 
 
 def _check_folder(

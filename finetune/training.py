@@ -2,9 +2,10 @@
 
 A linear head is fitted on frozen features first, whatever is trained after it: with few labels, a
 network that starts from a random head unlearns what its backbone knew (Kumar et al.,
-arXiv:2202.10054). Batches hold as many of each class, in each brain as in all; what the classes' shares say is put
-into the logits, so that probabilities are those of brains with the training labels' share of cells.
-While it is learned from, each brain has an intercept of its own, see `cubeclf_core.regression`.
+arXiv:2202.10054). Batches hold as many of each class, in each brain as in all; what the classes'
+shares say is put into the logits, so that probabilities are those of brains with the training
+labels' share of cells. While it is learned from, each brain has an intercept of its own
+(`cubeclf_core.regression`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from cubeclf_core.draws import Draws
 from cubeclf_core.engine import load_state, save_state
 from cubeclf_core.errors import RunFailed
 from cubeclf_core.heads import CELL_CLASS, Head
-from cubeclf_core.regression import balancing_weights, fit_logistic
+from cubeclf_core.regression import balancing_weights, fit_logistic, share_intercepts
 from finetune.adapt import settle_statistics, trained_norms
 from finetune.config import FinetuneConfig
 from finetune.examples import Examples, Features, in_parts
@@ -40,6 +41,7 @@ _LEAST_STEPS = 10  # an epoch has, however few the labels
 _EMA = 0.99  # towards which the share of the old rises
 _LABEL_SMOOTHING = 0.1
 _WARM_UP = 0.1  # share of the steps
+_INTERCEPT_RATE = 0.03  # of brains, whose logits differ by some units, at the peak
 
 Labels = npt.NDArray[np.int64]
 Index = npt.NDArray[np.int64]
@@ -77,7 +79,14 @@ def fit_head(
     x = ((copies - head.mean) / head.deviation).double().numpy()
     own, n = labels[index], len(features.copies)
     copy_of = np.tile(np.arange(len(index)), n)
-    rule = fit_logistic(x, np.tile(own, n), np.tile(brains[index], n), copy_of=copy_of, seed=seed)
+    rule = fit_logistic(
+        x,
+        np.tile(own, n),
+        np.tile(brains[index], n),
+        n_classes=len(head.config.classes),
+        copy_of=copy_of,
+        seed=seed,
+    )
     weight, bias, intercepts = map(_of_each_class, (rule.weight.T, rule.bias, rule.intercepts))
     with torch.no_grad():
         head.last.weight.copy_(weight.T)
@@ -177,20 +186,26 @@ class Training:
     epoch: int = 0
     best_epoch: int = 0
     best: dict[str, float] = field(default_factory=dict)
+    fitted: float | None = None  # average precision before the first epoch
     parts: int = 1  # into which a batch is cut, for want of memory
 
     def __post_init__(self) -> None:
         own = self.trial.train
-        self.of_brains = nn.ParameterList([self.intercepts.to(self.fabric.device)])
-        learned = len(np.unique(self.brains[own])) > 1  # of one brain, the head's bias is enough
-        rates = {"lr": self.config.peak_rate, "scale": 1.0, "weight_decay": 0.0}
-        ours = [{"params": list(self.of_brains), **rates}] if learned else []
+        groups = share_intercepts(self.labels[own], self.brains[own])
+        self.shares = balancing_weights(self.labels[own], groups)
+        # Of each label; brains that are not learned from have none.
+        self.groups_of = np.full(len(self.labels), -1)
+        self.groups_of[own] = groups
+        begin = torch.zeros(groups.max() + 1, self.n_classes)
+        begin[torch.from_numpy(groups)] = self.intercepts[torch.from_numpy(self.brains[own])]
+        self.of_brains = nn.ParameterList([begin.to(self.fabric.device)])
+        rates = {"lr": 0.0, "scale": _INTERCEPT_RATE / self.config.peak_rate, "weight_decay": 0.0}
+        ours = [{"params": list(self.of_brains), **rates}] if groups.max() else []
         self.optimizer = torch.optim.AdamW([*self.groups, *ours])
         self.averaged = ModelEmaV3(self.network, decay=_EMA, use_warmup=True, warmup_gamma=1.0)
         self.kept = copy.deepcopy(self.network)  # the averaged weights of the best epoch
         # Batches are balanced, and what the head holds of the classes' shares is taken out there.
         self.balance = -prior_logits(self.labels[own], self.n_classes).to(self.fabric.device)
-        self.shares = balancing_weights(self.labels[own], self.brains[own])
         self.steps = max(_LEAST_STEPS, -(-len(own) // self.config.batch_size))
 
     def run(self) -> Iterator[dict[str, Any]]:
@@ -203,6 +218,7 @@ class Training:
         """
         if not self.epoch and self.config.head == "linear":
             self.best = self._look()  # what was fitted at once may be the best there is
+            self.fitted = self.best.get("validation_average_precision")
         while self.epoch < self.trial.epochs and not self._tired():
             losses = [self._step(self.epoch * self.steps + i) for i in range(self.steps)]
             self._settle()
@@ -212,6 +228,7 @@ class Training:
                 "train_loss": float(np.mean(losses)),
             }
             told |= {"learning_rate": self._rate((self.epoch + 1) * self.steps - 1)}
+            told |= {} if self.fitted is None else {"fitted_average_precision": self.fitted}
             looked = self._look()
             self.epoch += 1
             if self.trial.held_out is None or self._better(looked):
@@ -314,7 +331,7 @@ class Training:
         return total
 
     def _balanced_batch(self, step: int) -> Index:
-        """Draw as many of each class, and as many of each brain as it has labels, but for chance."""
+        """Draw as many of each class; of each brain, by chance, as many as it has labels."""
         random = np.random.default_rng((self.trial.seed, step))
         own = self.trial.train
         by_class = [self.labels[own] == k for k in range(self.n_classes)]
@@ -328,10 +345,10 @@ class Training:
 
     def _of_brain(self, index: Index) -> Float[Tensor, "n klass"]:
         """What a label's brain adds to its logits, less the mean over labels."""
-        (intercepts,) = self.of_brains
-        number = torch.from_numpy(self.brains).to(intercepts.device)
-        mean = intercepts[number[torch.from_numpy(self.trial.train)]].mean(0)
-        return intercepts[number[torch.from_numpy(index)]] - mean
+        intercepts: Tensor = self.of_brains[0]
+        groups = torch.from_numpy(self.groups_of).to(intercepts.device)
+        mean = intercepts[groups[torch.from_numpy(self.trial.train)]].mean(0)
+        return intercepts[groups[torch.from_numpy(index)]] - mean
 
     def _rate(self, step: int) -> float:
         """Learning rate of a step; the schedule is that of all epochs, taken or not."""
@@ -350,15 +367,16 @@ class Training:
 
     def save(self, path: Path, told: Mapping[str, Any], backbone: Mapping[str, Any]) -> None:
         """Write all that is needed to go on after this epoch, and what else the run has to tell."""
-        mine = {"epoch": self.epoch, "best_epoch": self.best_epoch, "best": self.best}
-        state = {**told, "training": {**mine, "parts": self.parts}}
+        mine: dict[str, Any] = {"epoch": self.epoch, "best_epoch": self.best_epoch}
+        mine |= {"best": self.best, "fitted": self.fitted, "parts": self.parts}
+        state = {**told, "training": mine}
         save_state(path, self._all(), self.optimizer, state, backbone)
 
     def restore(self, path: Path) -> None:
         """Go on after the epoch that was saved last."""
         mine = load_state(path, self._all(), self.optimizer)["training"]
         self.epoch, self.best_epoch = mine["epoch"], mine["best_epoch"]
-        self.best, self.parts = mine["best"], mine["parts"]
+        self.best, self.fitted, self.parts = mine["best"], mine["fitted"], mine["parts"]
 
     def _all(self) -> nn.ModuleDict:
         weights = {"network": self.network, "averaged": self.averaged.module, "kept": self.kept}

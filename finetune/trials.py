@@ -230,6 +230,7 @@ class Trials:
         groups = parameter_groups(
             classifier,
             rate=config.peak_rate,
+            head_rate=config.head_rate,
             layer_decay=config.falling,
             weight_decay=config.weight_decay,
         )

@@ -36,8 +36,6 @@ UNLABELLED = ("1230", *MICROGLIA)  # 1230 has 38 labels and much bright debris
 CLOSED = "969"  # its labels choose nothing; it is counted how often they are read
 SEEN: Mapping[str, tuple[str, ...]] = {"A": ("695", "753", *UNLABELLED), "B": (CLOSED, *UNLABELLED)}
 """Which blocks each backbone is pretrained on."""
-WEIGHT = 3.0
-"""How much more often a c-Fos block is looked at than one of another stain."""
 VOXEL_SIZE_UM: Size3 = (6.0, 1.62, 1.62)
 
 
@@ -117,8 +115,7 @@ def write_brains_file(data: Path, seen: str, folder: Path) -> Path:
         if name in LABELLED:
             cells = folder / f"{name}_candidates.xml"
             write_cells(cells, _without_types(read_cells(_labels(data, name))))
-        weight = {} if name in MICROGLIA else {"weight": WEIGHT}
-        entries.append({**_entry(data, name, cells), **weight})
+        entries.append(_entry(data, name, cells))
     return _write(entries, folder / f"{seen}.yaml")
 
 

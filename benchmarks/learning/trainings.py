@@ -25,7 +25,7 @@ from pretrain.starting import network_config
 
 _TELL_EVERY_S = 30.0
 _RUN = "from pretrain.commands import pretrain; pretrain()"  # as cubeclf-pretrain does
-_DONE = "seconds.json"  # in a run's folder, once it has ended well
+_DONE = "done.json"  # in a run's folder, once it has ended well
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,30 @@ class Training:
     @property
     def seconds(self) -> float:
         """How long it took, the start of the process among it."""
-        return float(json.loads((self.out / _DONE).read_text(encoding="utf-8")))
+        return float(self._told()["seconds"])
 
     def done(self) -> bool:
-        """Whether its folder holds the result of these very settings."""
+        """Whether its folder holds the result of these very settings, on these very brains."""
         written = self.out / "config.yaml"
         again = dataclasses.replace(self.config, overwrite=False)
-        return (self.out / _DONE).exists() and written.read_text("utf-8") == to_yaml(again)
+        return (
+            (self.out / _DONE).exists()
+            and written.read_text("utf-8") == to_yaml(again)
+            and self._told()["brains"] == self.brains()
+        )
+
+    def brains(self) -> list[str]:
+        """What its brains files say; they are of the same names whatever that is."""
+        return [Path(file).read_text("utf-8") for file in self.config.brains]
+
+    def end(self, seconds: float) -> None:
+        """Write down that it has ended well, and how long it took."""
+        told = {"seconds": seconds, "brains": self.brains()}
+        (self.out / _DONE).write_text(json.dumps(told), encoding="utf-8")
+
+    def _told(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads((self.out / _DONE).read_text(encoding="utf-8"))
+        return told
 
 
 def settings_of(method: str, effort: Effort) -> dict[str, Any]:
@@ -179,7 +196,7 @@ def _end(training: Training, code: int, seconds: float) -> None:
             f"pretraining {training.name} ended with exit code {code}: {_last_line(training)} "
             f"(all it said is in {_log(training)})"
         )
-    (training.out / _DONE).write_text(json.dumps(seconds), encoding="utf-8")
+    training.end(seconds)
     say(f"{training.name}: done in {seconds / 60:.1f} min")
 
 

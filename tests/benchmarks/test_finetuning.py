@@ -98,3 +98,7 @@ def test_grid_is_measured_once_on_real_blocks(real_data: Path, tmp_path: Path) -
     for row in ("own.20", "transfer.20"):
         assert again[f"{row}.contrast.auc"] == figures[f"{row}.contrast.auc"]
     assert len(torn.read_text("utf-8").splitlines()) == 4
+    assert main([*words, *files, "--show", "--contenders", "frozen", "contrast", "lora"]) == 0
+    shown = json.loads((tmp_path / "f.json").read_text("utf-8"))
+    assert {**shown, "seconds": 0} == {**again, "seconds": 0}
+    assert not [path for path in (tmp_path / "finetuning").iterdir() if "lora" in path.name]

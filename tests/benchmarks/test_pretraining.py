@@ -302,7 +302,7 @@ def pretend(training: Training) -> None:
     save_backbone(training.out / "exported" / "backbone.safetensors", backbone, {})
     kept = replace(training.config, overwrite=False)
     (training.out / "config.yaml").write_text(to_yaml(kept), encoding="utf-8")
-    (training.out / "seconds.json").write_text("60.0", encoding="utf-8")
+    training.end(60.0)
 
 
 def test_all_figures_are_there(
@@ -349,8 +349,10 @@ def test_the_default_has_to_beat_the_untrained_network_with_its_worst_seed() -> 
         assert not default_learns({**figures, key: value}), key
 
 
-def test_only_the_same_settings_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_only_the_same_settings_and_brains_are_taken_as_they_are(tmp_path: Path) -> None:
     files = {seen: tmp_path / f"{seen}.yaml" for seen in SEEN}
+    for file in files.values():
+        file.write_text("- name: a\n", encoding="utf-8")
     same = plan(("mae",), files, tmp_path, TINY)
     for training in same:
         assert not training.done()
@@ -358,6 +360,9 @@ def test_only_the_same_settings_are_taken_as_they_are(tmp_path: Path) -> None:
     assert all(training.done() for training in same)
     longer = plan(("mae",), files, tmp_path, replace(TINY, steps_scale=0.01))
     assert not any(training.done() for training in longer)
+    for file in files.values():
+        file.write_text("- name: a\n  weight: 3\n", encoding="utf-8")
+    assert not any(training.done() for training in same)
 
 
 @pytest.mark.slow

@@ -19,15 +19,24 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 RUN = "from finetune.commands import finetune; finetune()"
 SETTINGS = ("--labels", 24, "--epochs", 4, "--batch-size", 4, "--copies", 2, "--patience", 4)
+SLOWLY = ("--head", "mlp", "--learning-rate", 1e-5)  # so that the first epoch is not the best
 WAYS = {
-    "network": ("--no-freeze", "--learning-rate", 1e-5),  # slow, so that the first is not the best
-    "lora": ("--lora-rank", 2, "--unfreeze-epoch", 1, "--learning-rate", 1e-5),
-    "mlp": ("--head", "mlp", "--learning-rate", 1e-5),
+    "network": ("--no-freeze", *SLOWLY),
+    "lora": ("--lora-rank", 2, "--unfreeze-epoch", 1, *SLOWLY),
+    "mlp": SLOWLY,
 }
 
 
-def start(brains: Path, out: Path, way: str, *more: object, code: str = RUN) -> subprocess.Popen:
-    words = ("--backbone", "scratch:vit-nano", "--brains", brains, "--out", out)
+Brains = tuple[Path, ...]
+
+
+def two_brains(simulated) -> Brains:
+    """Each has an intercept of its own, which is part of what is resumed."""
+    return simulated(0).brains_file, simulated(1).brains_file
+
+
+def start(brains: Brains, out: Path, way: str, *more: object, code: str = RUN) -> subprocess.Popen:
+    words = ("--backbone", "scratch:vit-nano", "--brains", *brains, "--out", out)
     words = (*words, *SETTINGS, *WAYS[way], *more)
     arguments = [sys.executable, "-W", "error", "-c", code, *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -58,7 +67,7 @@ def uninterrupted(simulated, tmp_path_factory) -> Callable[[str], Path]:
     def get(way: str) -> Path:
         if way not in made:
             out = tmp_path_factory.mktemp("uninterrupted") / way
-            code, err = finish(start(simulated(0).brains_file, out, way))
+            code, err = finish(start(two_brains(simulated), out, way))
             assert code == 0, err
             made[way] = out
         return made[way]
@@ -66,7 +75,7 @@ def uninterrupted(simulated, tmp_path_factory) -> Callable[[str], Path]:
     return get
 
 
-def assert_resumes_exactly(out: Path, brains: Path, way: str, reference: Path) -> None:
+def assert_resumes_exactly(out: Path, brains: Brains, way: str, reference: Path) -> None:
     code, err = finish(start(brains, out, way, "--resume"))
     assert code == 0, err
     assert epochs(out) == epochs(reference)
@@ -85,7 +94,7 @@ def test_a_killed_run_resumes_bit_for_bit(
     way: str, simulated, uninterrupted, tmp_path: Path
 ) -> None:
     """Killed in the first training, and in the last, on all labels."""
-    out, brains, reference = tmp_path / "run", simulated(0).brains_file, uninterrupted(way)
+    out, brains, reference = tmp_path / "run", two_brains(simulated), uninterrupted(way)
     held = [line for line in epochs(reference) if "fold" in line]
     assert len(held) >= 2
     assert len(epochs(reference)) >= len(held) + 2, "the last training is too short to be killed"
@@ -100,7 +109,7 @@ def test_a_killed_run_resumes_bit_for_bit(
 
 @pytest.mark.slow
 def test_a_signal_leaves_after_the_epoch(simulated, uninterrupted, tmp_path: Path) -> None:
-    out, brains = tmp_path / "run", simulated(0).brains_file
+    out, brains = tmp_path / "run", two_brains(simulated)
     process = start(brains, out, "network")
     wait_for_epochs(process, out, 1)
     process.send_signal(signal.SIGTERM)
@@ -116,7 +125,7 @@ def test_a_signal_leaves_after_the_epoch(simulated, uninterrupted, tmp_path: Pat
 @pytest.mark.slow
 def test_a_full_disk_leaves_what_was_there(simulated, uninterrupted, tmp_path: Path) -> None:
     """From the second checkpoint on no file can grow beyond 100 kB."""
-    out, brains = tmp_path / "run", simulated(0).brains_file
+    out, brains = tmp_path / "run", two_brains(simulated)
     full = """
 import resource
 from cubeclf_core import checkpoint
