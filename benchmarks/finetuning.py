@@ -5,7 +5,7 @@ a vision transformer from scratch, and the backbones of `python -m benchmarks.pr
 frozen, with LoRA and fine-tuned. Own brain: 20, 50 and 100 labels of one half of a block, tested on
 the other; the backbone has seen the block, unlabelled. Transfer: 20, 100, 500 and all labels of the
 other blocks; it has not. What is measured is kept in FOLDER/finetuning, so that a run that was
-stopped goes on.
+stopped goes on; delete it when a contender has changed.
 
 Takes hours on two cores. Needs the real data, see CUBECLF_REAL_DATA.
 """

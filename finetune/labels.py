@@ -63,8 +63,13 @@ class Labelled:
         return self.positions * self.voxels_um
 
     @property
+    def names(self) -> list[str]:
+        """Of the groups, sorted."""
+        return sorted(set(self.brains))
+
+    @property
     def brain_numbers(self) -> npt.NDArray[np.int64]:
-        """Shape (n,): the group of each, counted from 0 in the order of their names."""
+        """Shape (n,): the group of each, as its number among `names`."""
         return np.unique(self.brains, return_inverse=True)[1].astype(np.int64)
 
     @classmethod

@@ -64,6 +64,7 @@ def finetune(config: FinetuneConfig) -> None:
     network = start.backbone.config
     data, notes = read_sources(sources, network, n=config.labels, seed=config.seed)
     _check_classes(config, data)
+    notes += _confounded(data)
     test = [read_labelled(brain, network, further=config.classes) for brain in test_brains]
     splits, how = _splits(config, data, sources, start)
     base = _classifier(config, start)
@@ -81,7 +82,7 @@ def finetune(config: FinetuneConfig) -> None:
             "labels": {
                 "n": len(data),
                 "cells": int((data.labels == CELL_CLASS).sum()),
-                "brains": sorted(set(data.brains)),
+                "brains": data.names,
             },
             "trained": config.what,
             "epochs": outcome.epochs,
@@ -114,6 +115,18 @@ def _check_classes(config: FinetuneConfig, data: Labelled) -> None:
             raise CellsError(
                 f"the class {name} has {n} of the labels that are used; expected at least two"
             )
+
+
+def _confounded(data: Labelled) -> list[str]:
+    """Say where what tells brains apart cannot be told from what tells classes apart."""
+    classes = {name: set(data.labels[data.brain_numbers == i]) for i, name in enumerate(data.names)}
+    lacking = sorted(name for name, own in classes.items() if own != set(data.labels))
+    if not lacking:
+        return []
+    return [
+        f"labels of {', '.join(lacking)} are not of every class: what sets a brain apart may pass "
+        "for what sets its class apart; labels of each class in each brain help"
+    ]
 
 
 def _splits(

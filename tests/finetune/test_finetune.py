@@ -336,6 +336,27 @@ def test_without_anything_held_out_nothing_is_claimed(simulated, tmp_path, comma
     assert "No labels were held out" in (out / "report.html").read_text()
 
 
+def test_cells_of_one_brain_and_artefacts_of_another_are_told_of(
+    simulated, tmp_path, command
+) -> None:
+    entries = []
+    for number, type_ in ((0, 2), (1, 1)):
+        cells = read_cells(simulated(number).cells)
+        kept = tmp_path / f"{number}.xml"
+        write_cells(kept, cells[np.flatnonzero(cells.types == type_)])
+        signal = str(simulated(number).volume)
+        entries.append({"name": f"brain{number}", "signal": signal, "cells": str(kept)})
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(entries))
+    words = ("--brains", tmp_path / "both.yaml", "--labels", 40, "--out", tmp_path / "run")
+    outcome = command("cubeclf-finetune", "--backbone", "scratch:vit-nano", *words)
+    assert outcome.code == 0, outcome.err
+    told = "labels of brain0, brain1 are not of every class: what sets a brain apart may pass for"
+    assert any(told in line for line in outcome.lines)
+    assert told in (tmp_path / "run" / "report.html").read_text("utf-8")
+    classifier = load_classifier(tmp_path / "run").network
+    assert classifier.head.last.weight.abs().sum() > 0
+
+
 def test_cubes_for_another_voxel_size_are_refused(tmp_path: Path) -> None:
     write_cubes(tmp_path / "cells", CELLFINDER, 2, 0)
     write_cubes(tmp_path / "others", CELLFINDER, 2, 1)
