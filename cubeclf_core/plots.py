@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from sklearn.metrics import precision_recall_curve
 
 from cubeclf_core.drawing import Array, scale_bar
 
 _CELL, _NO_CELL = "#f2b134", "#3aa0c9"  # told apart by colour-blind readers too
-
-
-def precision_recall(labels: Array, scores: Mapping[str, Array]) -> Figure:
-    """Plot precision against recall of several scores of the same candidates.
-
-    Parameters
-    ----------
-    labels
-        Shape (n,), 1 for a cell.
-    scores
-        Name to scores of shape (n,).
-    """
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, values in scores.items():
-        precision, recall, _ = precision_recall_curve(labels, values)
-        axes.plot(recall, precision, label=name)
-    axes.axhline(labels.mean(), color="0.7", lw=1, label="prevalence")
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend(frameon=False, fontsize=8)
-    return figure
 
 
 def classified_candidates(

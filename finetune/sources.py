@@ -171,20 +171,6 @@ def read_sources(
     return (data.subset(kept) if more else data), remarks + more
 
 
-def read_all(
-    brain_files: Sequence[Path],
-    cube_files: Sequence[Path],
-    network: BackboneConfig,
-    *,
-    n: int | None = None,
-    seed: int = 0,
-    voxel_size_um: Sequence[float] | None = None,
-) -> tuple[Labelled, list[str]]:
-    """Find and read labels, as `find_labels` and `read_sources` do."""
-    sources = find_labels(brain_files, cube_files, voxel_size_um=voxel_size_um)
-    return read_sources(sources, network, n=n, seed=seed)
-
-
 def reach_um(sources: Sources, network: BackboneConfig) -> Size3:
     """Say from which distance on two cuboids share no voxel, whatever is rounded.
 

@@ -19,7 +19,7 @@ from cubeclf_core.errors import CellsError, CellsOutside, InputError
 from cubeclf_core.vit import Vit3dConfig
 from finetune.labels import check_both_classes, read_labelled
 from finetune.repeats import keep_once, pair_by_place
-from finetune.sources import find_labels, reach_um, read_all
+from finetune.sources import find_labels, reach_um, read_sources
 
 NETWORK = Vit3dConfig(size="nano", channels=1)
 POSITIONS = np.array([[12, 40, 60], [15, 50, 70], [20, 30, 80], [25, 60, 60], [14, 66, 33.0]])
@@ -61,6 +61,11 @@ def cubes(folder: Path, like=POSITIONS, voxels=None, name: str = "cubes", **more
         entries.append(folders | more)
     (folder / f"{name}.yaml").write_text(yaml.safe_dump({"data": entries}))
     return folder / f"{name}.yaml"
+
+
+def read_all(brain_files: list[Path], cube_files: list[Path], network: Vit3dConfig, **more: Any):
+    """Labels of all these files, and what there is to say of them."""
+    return read_sources(find_labels(brain_files, cube_files), network, **more)
 
 
 def test_labels_of_a_brain_know_where_they_are_from(folder: Path) -> None:
