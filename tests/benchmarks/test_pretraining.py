@@ -309,7 +309,8 @@ def test_all_figures_are_there(
     simulated_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, folder = tmp_path / "out" / "figures.json", tmp_path / "made"
-    files = {seen: folder / f"{seen}.yaml" for seen in SEEN}
+    folder.mkdir()
+    files = {seen: write_brains_file(simulated_data, seen, folder) for seen in SEEN}
     for training in plan(("mae",), files, folder, TINY):
         pretend(training)
     config = LearningConfig(methods=("mae",), json=file, folder=folder, reuse=True)

@@ -319,7 +319,7 @@ def test_the_best_epoch_by_what_is_held_out_is_kept_and_all_are_learned_from_the
 
 def test_a_fitted_head_stays_where_training_makes_it_worse(blobs, fit_at_once, predict) -> None:
     data = blobs(40, 0)
-    ruinous = {"freeze": False, "epochs": 2, "batch_size": 8, "learning_rate": 0.1}
+    ruinous = {"freeze": False, "epochs": 2, "batch_size": 8, "learning_rate": 0.3}
     outcome = make_trials(network(), data, [halves(40)], **ruinous).run(False)
     assert outcome.epochs == 0
     fitted = fit_at_once(network(), data)
