@@ -323,8 +323,10 @@ def test_a_fitted_head_stays_where_training_makes_it_worse(blobs, fit_at_once, p
     outcome = make_trials(network(), data, [halves(40)], **ruinous).run(False)
     assert outcome.epochs == 0
     fitted = fit_at_once(network(), data)
-    np.testing.assert_allclose(
-        predict(outcome.classifier, data.cuboids), predict(fitted, data.cuboids), atol=1e-5
+    kept, begun = outcome.classifier.backbone.state_dict(), fitted.backbone.state_dict()
+    assert all(torch.equal(kept[name], begun[name]) for name in begun)
+    np.testing.assert_allclose(  # other parts chose its factor
+        predict(outcome.classifier, data.cuboids), predict(fitted, data.cuboids), atol=0.01
     )
 
 
