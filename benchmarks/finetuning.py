@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="labels of the other blocks; 0 is all of them",
     )
     say("--seeds", type=int, default=3, help="of the contenders and of the draws of labels")
-    say("--show", action="store_true", help="what has been measured already, and measure nothing")
+    say("--show", action="store_true", help="print what has been measured, and measure no more")
     say("--json", type=Path, help="file to write all figures to, as one flat object")
     say("--plot", type=Path, default=Path("finetuning.png"), help="file to draw to")
     given = parser.parse_args(argv)

@@ -24,8 +24,7 @@ _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # scikit-learn's C, to choose from
 _USUAL = 1e-2  # where a class has too few labels for a choice
 _FOLDS = 5
 _FREE = 30.0  # of a brain's own feature, over √C: so large that its weight is as good as free
-
-_LOG_FACTORS = (-4.0, 8.0)
+_LOG_FACTORS = (-4.0, 8.0)  # between which the factor of log odds is looked for
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

@@ -152,6 +152,11 @@ class FinetuneConfig:
         return self.freeze and self.unfreeze_last is None and self.lora_rank is None
 
     @property
+    def fits_at_once(self) -> bool:
+        """Whether nothing is trained step by step: a linear head alone is fitted."""
+        return self.frozen and self.head == "linear"
+
+    @property
     def what(self) -> str:
         """What is trained, in words."""
         head = f"a {self.head} head" if self.head != "attention" else "an attention head"

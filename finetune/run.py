@@ -264,8 +264,7 @@ def _sentence(config: FinetuneConfig, start: Start, outcome: Outcome) -> str:
     told = f"Trained: {config.what}, from {config.backbone} ({kind})"
     if outcome.epochs:
         return f"{told}, for {outcome.epochs} epochs."
-    fits_at_once = config.frozen and config.head == "linear"
-    return f"{told}." if fits_at_once else f"{told}; {_NOT_IMPROVED}."
+    return f"{told}." if config.fits_at_once else f"{told}; {_NOT_IMPROVED}."
 
 
 def _check_folder(

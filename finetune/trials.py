@@ -136,13 +136,9 @@ class Trials:
             classifier.cpu().eval(),
             np.concatenate(held_out) if held_out else np.zeros(0, np.int64),
             torch.cat(logits) if logits else torch.zeros(0, len(self.base.head.config.classes)),
-            0 if self._fits_at_once else trial.epochs,
+            0 if self.config.fits_at_once else trial.epochs,
             features.embeddings,
         )
-
-    @property
-    def _fits_at_once(self) -> bool:
-        return self.config.frozen and self.config.head == "linear"
 
     def _features(self) -> Features:
         """What the network says of all labels before it is trained."""
@@ -179,7 +175,7 @@ class Trials:
         else:
             intercepts = torch.zeros(self.brains.max() + 1, len(self.base.head.config.classes))
             classifier.head.fit_scale(features.copies[:, torch.from_numpy(trial.train)])
-        if self._fits_at_once:
+        if self.config.fits_at_once:
             return classifier.eval(), {"epochs": 0, "best_epoch": 0}
         self._choose(classifier)
         classifier.to(self.fabric.device)

@@ -103,13 +103,10 @@ def run_grid(grid: Grid) -> Figures:
     data_folder()  # which says what is missing
     start = time.monotonic()
     kept = grid.folder / "finetuning"
-    kept.mkdir(parents=True, exist_ok=True)
     opened = count_opening(grid.folder, () if grid.show else grid.blocks, names)
-    jobs = [(grid, name, seed) for name in names for seed in range(_seeds(name, grid.seeds))]
-    context = multiprocessing.get_context("spawn")  # torch has threads
-    with context.Pool(os.cpu_count(), maxtasksperchild=1) as pool:  # peak memory is a process's
-        for done in pool.imap_unordered(_measure, () if grid.show else jobs):
-            say(done)
+    if not grid.show:
+        kept.mkdir(parents=True, exist_ok=True)
+        _measure_all(grid, names)
     cells = [cell for name in names for cell in _kept(kept, name) if _wanted(cell, grid)]
     figures: Figures = {**machine(_PACKAGES), "opened_969": opened, **summarise(cells)}
     figures["seconds"] = time.monotonic() - start
@@ -117,6 +114,14 @@ def run_grid(grid: Grid) -> Figures:
     drawn = plot(figures, names, grid)
     write_files(figures, drawn, json_file=grid.json, plot=grid.plot)
     return figures
+
+
+def _measure_all(grid: Grid, names: Sequence[str]) -> None:
+    jobs = [(grid, name, seed) for name in names for seed in range(_seeds(name, grid.seeds))]
+    context = multiprocessing.get_context("spawn")  # torch has threads
+    with context.Pool(os.cpu_count(), maxtasksperchild=1) as pool:  # peak memory is a process's
+        for done in pool.imap_unordered(_measure, jobs):
+            say(done)
 
 
 def _seeds(name: str, asked: int) -> int:
