@@ -158,3 +158,14 @@ def test_weights_are_alike_for_classes_and_as_labels_for_brains(labels, brains) 
         assert weights[own].sum() == pytest.approx(own.sum())
         classes = [weights[own & (labels == k)].sum() for k in np.unique(labels)]
         assert classes == pytest.approx([classes[0]] * len(classes))
+
+
+def test_more_features_than_labels_give_the_rule_of_all_features() -> None:
+    """It is sought in fewer directions, and is the one that scikit-learn finds in all of them."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(6, 40))
+    labels = np.array([0, 0, 0, 0, 0, 1])  # a class of one label: the penalty is the usual one
+    found = fit_logistic(features, labels, np.zeros(6, np.int64))
+    plain = LogisticRegression(C=1e-2, class_weight="balanced", tol=1e-10).fit(features, labels)
+    np.testing.assert_allclose(found.weight, plain.coef_, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(found.bias, plain.intercept_, rtol=1e-4, atol=1e-7)
