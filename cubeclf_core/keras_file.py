@@ -10,6 +10,7 @@ import os
 import warnings
 import zipfile
 from importlib.util import find_spec
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ _NEWER = {  # what keras 3.7, the oldest that cellfinder takes, does not know; a
 }
 
 
+def is_keras(path: Path) -> bool:
+    """Whether a path is such a file, by its name, as keras itself tells."""
+    return path.suffix == SUFFIX and path.is_file()
+
+
 def import_keras() -> Any:
     """Import keras on torch.
 
@@ -45,6 +51,11 @@ def import_keras() -> Any:
     import keras
 
     return keras
+
+
+def against_a_cell(threshold: float) -> float:
+    """Say what to add to the logit of no cell, so that a probability of `threshold` becomes 1/2."""
+    return log(threshold / (1 - threshold))
 
 
 class KerasNetwork:
@@ -137,6 +148,8 @@ def load_keras(path: Path) -> tuple[KerasNetwork, Header]:
             model = keras.models.load_model(path)
     except Exception as error:  # keras raises many kinds for a damaged archive
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be loaded by keras {keras.__version__}: {reason}") from error
+        raise CheckpointError(
+            f"{path} cannot be loaded by keras {keras.__version__}: {reason}"
+        ) from error
     model.trainable = False
-    return KerasNetwork(model, float(header.training.get("against", 0.0))), header
+    return KerasNetwork(model, against_a_cell(header.training["threshold"])), header

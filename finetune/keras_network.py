@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from math import log, sqrt
+from math import sqrt
 from typing import Any
 
 import numpy as np
 
 from cubeclf_core.classifier import Classifier
 from cubeclf_core.heads import CELL_CLASS, Head
+from cubeclf_core.keras_file import against_a_cell, import_keras
 from cubeclf_core.normalise import NORMALISATION
 from cubeclf_core.vit import Vit3d
 from finetune.keras_layers import CHANNELS, apply, array, converted, normalised, standardise
@@ -40,8 +41,7 @@ def build_model(classifier: Classifier, threshold: float) -> Any:
     InputError
         If the classifier holds a layer that stock layers of keras cannot do.
     """
-    import keras
-
+    keras = import_keras()
     backbone = classifier.backbone
     z, y, x = backbone.config.cuboid_shape
     counts = keras.Input((y, x, z, CHANNELS), name="counts")
@@ -70,7 +70,7 @@ def _probabilities(head: Head, features: Any, threshold: float) -> Any:
     x = converted(head.hidden, x)
     temperature = float(head.temperature)
     n = len(head.config.classes)
-    against = np.full(n, log(threshold / (1 - threshold)))
+    against = np.full(n, against_a_cell(threshold))
     against[CELL_CLASS] = 0
     kernel, bias = array(head.last.weight).T / temperature, array(head.last.bias) / temperature
     y = apply(layers.Dense(n, activation="softmax", dtype="float32"), x, kernel, bias + against)

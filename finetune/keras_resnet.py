@@ -40,7 +40,9 @@ def _after(module: nn.Module, x: Any) -> Any:
         case nn.Conv3d():
             return convolution(module, x)
         case PlaneNorm():
-            layer = layers.BatchNormalization(axis=_Z, momentum=1 - module.momentum, epsilon=EPSILON)
+            layer = layers.BatchNormalization(
+                axis=_Z, momentum=1 - module.momentum, epsilon=EPSILON
+            )
             numbers = (module.weight, module.bias, module.running_mean, module.running_var)
             return apply(layer, x, *map(array, numbers))
         case nn.ReLU():

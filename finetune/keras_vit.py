@@ -45,7 +45,9 @@ def _attention(block: Any, x: Any) -> Any:
     attention, out = block.attn, _scaled(block.attn.proj, block.ls1)
     heads, size = attention.num_heads, attention.head_dim
     weights = []
-    for weight, bias in zip(attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True):
+    for weight, bias in zip(
+        attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True
+    ):
         weights += [array(weight).T.reshape(-1, heads, size), array(bias).reshape(heads, size)]
     weights += [array(out.weight).T.reshape(heads, size, -1), array(out.bias)]
     layer = layers.MultiHeadAttention(heads, size)
