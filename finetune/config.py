@@ -301,8 +301,8 @@ class ExportConfig:
         onnxruntime (.onnx). torch: a torch.export program (.pt2), which loads without cubeclf.
         bundle: a folder with weights, config and card, for a hub and for `--backbone`.
     threshold
-        Probability from which on a candidate is a cell, by default as chosen in training. cellfinder
-        takes the likelier class, so in a .keras file it becomes one half.
+        Probability from which on a candidate is a cell, by default as chosen in training.
+        cellfinder takes the likelier class, so in a .keras file it becomes one half.
     two_classes
         Of more than two classes make [no cell, cell]: all others together, and cells.
     int8

@@ -1,4 +1,4 @@
-"""The card of an exported classifier: what it takes and gives, where it comes from, how to use it."""
+"""The card of an exported classifier: what it takes, where it comes from, how to use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exported file as a stranger uses it: in a process of its own, by the lines that its card shows."""
+"""An exported file as a stranger uses it: in another process, by the lines that its card shows."""
 
 from __future__ import annotations
 

@@ -6,11 +6,13 @@ but layers that keras brings. Its tensors are (b, y, x, z, c); here kernels are 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from math import prod, sqrt
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from cubeclf_core.errors import InputError
@@ -98,12 +100,9 @@ def widened(module: nn.Conv3d) -> nn.Conv3d:
     """Give a first convolution of one channel a second channel, which counts nothing."""
     if module.in_channels == CHANNELS:
         return module
-    kernel, stride, padding = module.kernel_size, module.stride, module.padding
-    bias = module.bias is not None
-    wide = nn.Conv3d(CHANNELS, module.out_channels, kernel, stride, padding, bias=bias)
-    nn.init.zeros_(wide.weight)
-    wide.weight.data[:, : module.in_channels] = module.weight.data
-    wide.bias = module.bias
+    wide = deepcopy(module)
+    wide.in_channels = CHANNELS
+    wide.weight = nn.Parameter(torch.cat([module.weight, torch.zeros_like(module.weight)], dim=1))
     return wide
 
 

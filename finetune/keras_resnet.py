@@ -18,6 +18,7 @@ def residual_features(backbone: ResNet3d, x: Any) -> Any:
     from keras import layers
 
     first, *others = backbone.stem
+    assert isinstance(first, nn.Conv3d)
     x = _chain([widened(first), *others], x)
     for stage in backbone.stages()[1:]:
         for block in stage.children():

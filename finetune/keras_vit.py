@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from cubeclf_core.vit import Vit3d, middle
-from finetune.keras_layers import array, convolution, converted, standardise, widened
+from finetune.keras_layers import array, converted, convolution, standardise, widened
 
 
 def tokens(backbone: Vit3d, x: Any) -> Any:
@@ -61,8 +61,9 @@ def _scaled(linear: nn.Linear, gains: nn.Module) -> nn.Linear:
     if isinstance(gains, nn.Identity):
         return linear
     scaled = nn.Linear(linear.in_features, linear.out_features)
-    scaled.weight.data = linear.weight.data * gains.gamma.data[:, None]  # type: ignore[operator]
-    scaled.bias.data = linear.bias.data * gains.gamma.data  # type: ignore[operator]
+    gamma = gains.get_parameter("gamma").data
+    scaled.weight.data = linear.weight.data * gamma[:, None]
+    scaled.bias.data = linear.bias.data * gamma
     return scaled
 
 
