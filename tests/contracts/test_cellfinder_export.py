@@ -172,7 +172,8 @@ def test_cellfinder_gives_the_types_that_we_give(
     assert {position: ours[position] for position in theirs} == theirs
 
 
-SLOW_KINDS = {
+KINDS = {
+    "signal": (Vit3dConfig(size="nano", channels=1, projection=16), "linear"),
     "registers": (
         Vit3dConfig(
             size="nano", register_tokens=2, layer_scale=0.1, positions="learned", projection=16
@@ -187,12 +188,10 @@ SLOW_KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "kind"),
-    [
-        pytest.param(Vit3dConfig(size="nano", channels=1, projection=16), "linear", id="signal"),
-        *(pytest.param(*v, id=k, marks=pytest.mark.slow) for k, v in SLOW_KINDS.items()),
-    ],
+    [pytest.param(*arguments, id=name) for name, arguments in KINDS.items()],
 )
 def test_probabilities_on_cellfinders_cubes_are_ours(
     cellfinder: ModuleType, crop: Volume, exported, config, kind: str
@@ -284,7 +283,7 @@ def test_the_oldest_and_the_newest_keras_load_it(
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"{release} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
-    config, head = SLOW_KINDS[kind]
+    config, head = KINDS[kind]
     path = exported(config, kind=head)
     cubes = cut_by_cellfinder(crop, random_positions(crop, 20)).numpy()
     np.save(tmp_path / "cubes.npy", cubes)
