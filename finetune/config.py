@@ -34,8 +34,8 @@ class FinetuneConfig:
     ----------
     backbone
         Folder of a pretraining run, a .safetensors file, timm:NAME, scratch:vit-SIZE (nano, micro,
-        tiny, small, base) or resnet18 … resnet152 (cellfinder's network) for random weights, or a
-        model of cellfinder's, .h5 or .keras.
+        tiny, small, base) or resnet18 … resnet152 (cellfinder's network) for random weights, a
+        model of cellfinder's, .h5 or .keras, or a bundle of `cubeclf-export`.
     out
         Folder of the run.
     brains
