@@ -223,7 +223,7 @@ def test_probabilities_on_cellfinders_cubes_are_ours(
 @pytest.mark.parametrize(
     "config", [Vit3dConfig(size="nano"), ResNet3dConfig(depth=18)], ids=["vit", "resnet"]
 )
-@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what torch and keras tell cellfinder
 def test_cellfinder_goes_on_training_it(
     cellfinder: ModuleType, crop: Volume, real_data: Path, exported, tmp_path: Path, config
 ) -> None:
