@@ -43,13 +43,15 @@ def import_keras() -> Any:
     Raises
     ------
     InputError
-        If it is not installed.
+        If it is not installed, or this process has it on something else.
     """
     if find_spec("keras") is None:
         raise InputError("a .keras file needs keras: pip install 'cubeclf[keras]'")
-    os.environ.setdefault("KERAS_BACKEND", "torch")
+    os.environ["KERAS_BACKEND"] = "torch"  # looked at when keras is imported first
     import keras
 
+    if (backend := keras.config.backend()) != "torch":
+        raise InputError(f"keras runs on {backend} here; a .keras file of ours needs it on torch")
     return keras
 
 

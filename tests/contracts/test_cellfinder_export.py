@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import subprocess
 import sys
@@ -209,10 +210,10 @@ def test_probabilities_on_cellfinders_cubes_are_ours(
         logits = trained(zyx[:, : config.channels]).double()
     expected = logits.softmax(1)[:, 1].numpy()
     assert expected.std() > 0.05
-    odds = expected / (1 - expected) * (1 - threshold) / threshold
+    moved = (logits[:, 1] - logits[:, 0] - math.log(threshold / (1 - threshold))).sigmoid()
     found = get_model(existing_model=path, inference=True)(cubes).cpu().numpy()
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found[:, 1], odds / (1 + odds), atol=1e-4)
+    np.testing.assert_allclose(found[:, 1], moved, atol=1e-4)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
     ours = load_classifier(path)
     assert ours.threshold == threshold
