@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cubeclf_core.bundle import is_bundle, load_bundled_backbone
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CheckpointError, InputError
 from cubeclf_core.inflate import fitting_size, inflate
@@ -27,9 +28,9 @@ def load_backbone(
     Parameters
     ----------
     name
-        A run's folder or a `.safetensors` file of ours; a `.safetensors` file of a 2D vision
-        transformer, or ``timm:NAME`` for one of timm's, to be inflated; or ``scratch:vit-SIZE``
-        for random weights.
+        A run's folder, a `.safetensors` file or an exported bundle of ours; a `.safetensors` file
+        of a 2D vision transformer, or ``timm:NAME`` for one of timm's, to be inflated; or
+        ``scratch:vit-SIZE`` for random weights.
     channels
         Input channels of a network from scratch or from 2D; a file of ours has its own.
     seed
@@ -70,6 +71,11 @@ def load_backbone(
         )
     if is_2d(name):
         return _from_2d(name, read_2d(path), channels, config), {"backbone": name}
+    if is_bundle(path):
+        bundled, origin = load_bundled_backbone(path)
+        if not isinstance(bundled, Vit3d):
+            raise CheckpointError(f"{name} holds a residual network, expected a vision transformer")
+        return bundled, origin
     header, tensors = load_checkpoint(path, "backbone")
     backbone = Vit3d(Vit3dConfig.from_dict(header.backbone))
     try:

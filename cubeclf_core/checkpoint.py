@@ -24,6 +24,9 @@ from cubeclf_core.networks import read_backbone_config
 from cubeclf_core.normalise import NORMALISATION
 
 FORMAT_VERSION = 1
+BUNDLED = "model.safetensors"
+"""The weights in a folder made for a hub, as hubs call them."""
+
 _KEY = "cubeclf"
 
 
@@ -74,7 +77,7 @@ def load_checkpoint(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
     Parameters
     ----------
     path
-        A `.safetensors` file or a run's folder.
+        A `.safetensors` file, a run's folder or a bundle.
     kind
         What is expected: "backbone" or "classifier".
 
@@ -84,7 +87,10 @@ def load_checkpoint(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
         If there is no such file, it is not ours, of another kind or normalisation, or of a newer
         version.
     """
-    file = path / "exported" / f"{kind}.safetensors" if path.is_dir() else path
+    file = path
+    if path.is_dir():
+        bundled = path / BUNDLED
+        file = bundled if bundled.is_file() else path / "exported" / f"{kind}.safetensors"
     if not file.is_file():
         raise CheckpointError(
             f"no {kind} at {file}; expected a run's folder or a .safetensors file"

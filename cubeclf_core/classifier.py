@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +20,7 @@ from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CheckpointError, InputError
 from cubeclf_core.exported import is_exported, load_exported
 from cubeclf_core.heads import CELL_CLASS, Head, HeadConfig
+from cubeclf_core.keras_file import is_keras, load_keras
 from cubeclf_core.networks import (
     Backbone,
     BackboneConfig,
@@ -28,6 +29,7 @@ from cubeclf_core.networks import (
     read_backbone_config,
 )
 from cubeclf_core.normalise import match_channels
+from cubeclf_core.onnx_file import is_onnx, load_onnx
 from cubeclf_core.vit import Vit3d
 from cubeclf_core.volumes import Volume
 
@@ -79,6 +81,13 @@ class Network(Protocol):
 
     def __call__(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b klass"]:
         """Logits of raw cuboids."""
+
+
+_FORMATS: tuple[tuple[Callable[[Path], bool], Callable[[Path], tuple[Network, Header]]], ...] = (
+    (is_keras, load_keras),
+    (is_onnx, load_onnx),
+    (is_exported, load_exported),  # any other zip archive
+)
 
 
 @dataclass(frozen=True)
@@ -169,17 +178,19 @@ class LoadedClassifier:
 
 
 def load_classifier(path: str | Path) -> LoadedClassifier:
-    """Load a classifier from a fine-tuning run's folder, its safetensors, or an exported program.
+    """Load a classifier from a fine-tuning run's folder, its safetensors, or what was exported.
 
     Parameters
     ----------
     path
-        The folder or file.
+        The folder or file; of exported ones ``.keras``, ``.onnx``, ``.pt2`` or a bundle.
 
     Raises
     ------
     CheckpointError
         If it is none of these.
+    InputError
+        If it needs a package that is not installed.
 
     Examples
     --------
@@ -189,16 +200,20 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
     cubeclf_core.errors.CheckpointError: no classifier at no/such/file; expected ...
     """
     path = Path(path)
-    if is_exported(path):
-        network, header = load_exported(path)
-    else:
-        network, header = load_trained(path)
+    network, header = _load_network(path)
     threshold = float(header.training.get("threshold", 0.5))
     try:
         classes = HeadConfig.from_dict(header.head).classes
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is of an earlier cubeclf; export it again") from error
     return LoadedClassifier(network, read_backbone_config(header.backbone), threshold, classes)
+
+
+def _load_network(path: Path) -> tuple[Network, Header]:
+    for recognised, load in _FORMATS:
+        if recognised(path):
+            return load(path)
+    return load_trained(path)
 
 
 def load_trained(path: Path) -> tuple[Classifier, Header]:

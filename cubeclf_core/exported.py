@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +20,10 @@ from cubeclf_core.files import replacing
 _HEADER = "cubeclf.json"
 
 
-def save_exported(path: Path, network: nn.Module, example: torch.Tensor, header: Header) -> None:
-    """Export a network for any batch size and write it, whole or not at all.
+def save_exported(
+    path: Path, network: nn.Module, example: torch.Tensor, dynamic: dict[int, Any], header: Header
+) -> None:
+    """Export a network and write it, whole or not at all.
 
     Parameters
     ----------
@@ -30,11 +33,12 @@ def save_exported(path: Path, network: nn.Module, example: torch.Tensor, header:
         In evaluation mode, takes one tensor.
     example
         Input of at least two items.
+    dynamic
+        The axes of the input that may have any length, and what they are.
     header
         Goes along in the file.
     """
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+    program = torch.export.export(network, (example,), dynamic_shapes=(dynamic,))
     with replacing(path) as temporary, temporary.open("wb") as file:
         torch.export.save(program, file, extra_files={_HEADER: header.to_json()})
 

@@ -1,4 +1,4 @@
-"""What goes with a backbone's weights, for people: what it is, what it saw, what it is good for."""
+"""What goes with weights, for people: what they are, what they saw, what they are good for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cubeclf_core.brains import Brain
 from cubeclf_core.normalise import NORMALISATION
 from cubeclf_core.vit import Vit3d
 
-_NORMALISATIONS = {
+NORMALISATIONS = {
     "contrast": "of each channel of each cuboid, (x - mean) / √(deviation × the larger of "
     "0.12 mean and 0.1 deviation)"
 }
@@ -59,28 +59,28 @@ def model_card(
         "network": f"3D vision transformer, size {config.size}",
         "parameters": f"{parameters:,}",
         "channels": f"{config.channels} ({channels})",
-        "cuboid": f"{_by(config.cuboid_shape)} voxels (z y x)",
-        "voxel size": f"{_by(config.voxel_size_um)} µm",
-        "patch": f"{_by(config.patch_um)} µm",
-        "tokens of a cuboid": f"{_by(config.grid)} patches",
-        "normalisation": _NORMALISATIONS.get(NORMALISATION, NORMALISATION),
+        "cuboid": f"{by(config.cuboid_shape)} voxels (z y x)",
+        "voxel size": f"{by(config.voxel_size_um)} µm",
+        "patch": f"{by(config.patch_um)} µm",
+        "tokens of a cuboid": f"{by(config.grid)} patches",
+        "normalisation": NORMALISATIONS.get(NORMALISATION, NORMALISATION),
     }
     names = ", ".join(_cell(brain.name) for brain in brains)
     parts = [
         f"# {weights}",
         f"A backbone for cuboids of whole-brain microscopy, pretrained without labels on {names}.",
-        _table(("property", "value"), network.items()),
+        table(("property", "value"), network.items()),
         "## Data",
-        _table(
+        table(
             ("brain", "voxels (z y x)", "voxel size, µm", "channels", "type"),
             [
-                (b.name, _by(v.shape), _by(v.voxel_size_um), v.n_channels, v.dtype)
+                (b.name, by(v.shape), by(v.voxel_size_um), v.n_channels, v.dtype)
                 for b in brains
                 for v in (b.volume,)
             ],
         ),
         "## Training",
-        _table(("", ""), [_told(name, value) for name, value in training.items()]),
+        table(("", ""), [told(name, value) for name, value in training.items()]),
         "## Results",
         _results(results, untrained or {}, before),
         *(f"![{title}]({path})" for title, path in (pictures or {}).items()),
@@ -91,13 +91,13 @@ def model_card(
         "## Licence",
         "The owner of the data above decides on the licence of these weights.",
         "## Settings",
-        _fenced(settings),
+        fenced(settings),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _limits(backbone: Vit3d, names: str) -> str:
-    size = _by(backbone.config.voxel_size_um)
+    size = by(backbone.config.voxel_size_um)
     limits = [
         f"The training used {names}. This card holds no result on other brains, species, stains or "
         "microscopes: measure on labelled cells of your own before you rely on it.",
@@ -115,15 +115,16 @@ def _results(results: Mapping[str, float], untrained: Mapping[str, float], befor
     if not results:
         return "None were measured."
     if not untrained.keys() & results.keys():
-        return _table(("metric", "value"), [(k, f"{v:.4g}") for k, v in results.items()])
+        return table(("metric", "value"), [(k, f"{v:.4g}") for k, v in results.items()])
     rows = [
         (name, f"{value:.4g}", f"{untrained[name]:.4g}" if name in untrained else "")
         for name, value in results.items()
     ]
-    return _table(("metric", "trained", before), rows)
+    return table(("metric", "trained", before), rows)
 
 
-def _told(name: str, value: object) -> tuple[str, str]:
+def told(name: str, value: object) -> tuple[str, str]:
+    """Make a row of a table of what has a name."""
     if name == "wall_time_s" and isinstance(value, int | float):
         minutes, seconds = divmod(round(value), 60)
         hours, minutes = divmod(minutes, 60)
@@ -133,7 +134,8 @@ def _told(name: str, value: object) -> tuple[str, str]:
     return name.replace("_", " "), str(value)
 
 
-def _table(header: Sequence[str], rows: Any) -> str:
+def table(header: Sequence[str], rows: Any) -> str:
+    """Write a table in Markdown, which holds whatever the values are."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
 
@@ -142,12 +144,13 @@ def _cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", r"\|")
 
 
-def _by(values: Sequence[float]) -> str:
+def by(values: Sequence[float]) -> str:
+    """Write sizes: 20 × 50 × 50."""
     return " × ".join(f"{value:g}" for value in values)
 
 
-def _fenced(text: str) -> str:
+def fenced(text: str, language: str = "yaml") -> str:
     """Quote text between fences longer than any within it."""
     longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}yaml\n{text.rstrip()}\n{fence}"
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

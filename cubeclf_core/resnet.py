@@ -36,7 +36,7 @@ NORMALISATIONS = (NORMALISATION, RAW)
 KIND = "resnet"
 _WIDTH = 64  # channels of the stem; they double from stage to stage
 _LEAST = 5  # voxels along an axis that leave something to pool
-_EPSILON = 1e-5
+EPSILON = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class PlaneNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
         """Normalise by the batch's statistics in training, by the running ones otherwise."""
         mean, variance = self._batch(x) if self.training else (self.running_mean, self.running_var)
-        scale = self.weight * (variance + _EPSILON).rsqrt()
+        scale = self.weight * (variance + EPSILON).rsqrt()
         shift = self.bias - mean * scale
         return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
 

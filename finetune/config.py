@@ -34,8 +34,8 @@ class FinetuneConfig:
     ----------
     backbone
         Folder of a pretraining run, a .safetensors file, timm:NAME, scratch:vit-SIZE (nano, micro,
-        tiny, small, base) or resnet18 … resnet152 (cellfinder's network) for random weights, or a
-        model of cellfinder's, .h5 or .keras.
+        tiny, small, base) or resnet18 … resnet152 (cellfinder's network) for random weights, a
+        model of cellfinder's, .h5 or .keras, or a bundle of `cubeclf-export`.
     out
         Folder of the run.
     brains
@@ -282,21 +282,36 @@ class SuggestConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write the classifier of a fine-tuning run as one file for inference.
+    """Write the classifier of a fine-tuning run for cellfinder, ONNX, torch or a hub.
 
-    The file is read back and its outputs compared with the trained network's before it is put in
-    place.
+    It takes raw counts: normalisation, temperature and channels are inside. Before it is put in
+    place it is read back in a process of its own and its probabilities are compared with the
+    trained network's. A model card goes beside it.
+
+    Example: cubeclf-export runs/classifier --format keras --out classifier.keras
 
     Parameters
     ----------
     run
         Folder of a fine-tuning run, or its classifier.safetensors.
     out
-        File to write, such as classifier.pt2.
+        File to write, such as classifier.keras; of a bundle, the folder.
     format
-        torch: a torch.export program (.pt2), which loads without cubeclf.
+        keras: a .keras file that cellfinder and brainmapper take as their trained model. onnx: for
+        onnxruntime (.onnx). torch: a torch.export program (.pt2), which loads without cubeclf.
+        bundle: a folder with weights, config and card, for a hub and for `--backbone`.
+    threshold
+        Probability from which on a candidate is a cell, by default as chosen in training.
+        cellfinder takes the likelier class, so in a .keras file it becomes one half.
     two_classes
         Of more than two classes make [no cell, cell]: all others together, and cells.
+    int8
+        Of onnx: products of matrices in int8, smaller and faster; the loss in average precision is
+        measured on --brains and printed.
+    brains
+        YAML brains files with cells to compare on, instead of simulated cuboids.
+    voxel_size_um
+        Z Y X of brains whose files do not say.
     overwrite
         Replace OUT if it exists.
     """
@@ -304,9 +319,22 @@ class ExportConfig:
     run: Path
     _: KW_ONLY
     out: Path
-    format: Literal["torch"] = "torch"
+    format: Literal["keras", "onnx", "torch", "bundle"] = "torch"
+    threshold: float | None = None
     two_classes: bool = False
+    int8: bool = False
+    brains: _Files = ()
+    voxel_size_um: tuple[float, float, float] | None = None
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        fits = self.threshold is None or 0 <= self.threshold <= 1
+        require(fits, "--threshold", self.threshold, "a probability")
+        require(self.format == "onnx" or not self.int8, "--int8", "given", "with --format onnx")
+        measured = bool(self.brains) or not self.int8
+        require(measured, "--int8", "given alone", "--brains FILE too, to measure what is lost")
+        kept = not (self.two_classes and self.format == "bundle")
+        require(kept, "--two-classes", "given", "another format: a bundle keeps its classes")
 
 
 @dataclass(frozen=True)

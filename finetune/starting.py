@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cubeclf_core.backbones import load_backbone
+from cubeclf_core.bundle import is_bundle, load_bundled_backbone
 from cubeclf_core.errors import InputError
 from cubeclf_core.keras_weights import SUFFIXES, load_cellfinder
 from cubeclf_core.networks import Backbone
@@ -41,7 +42,8 @@ def load_start(name: str, *, channels: int, seed: int) -> Start:
     ----------
     name
         As `cubeclf_core.backbones.load_backbone` takes it; ``resnet18`` … ``resnet152`` for
-        cellfinder's network with random weights; or a model of cellfinder's, ``.h5`` or ``.keras``.
+        cellfinder's network with random weights; a model of cellfinder's, ``.h5`` or ``.keras``; or
+        a bundle, whose classifier's backbone is taken.
     channels
         Of a network that has none of its own yet.
     seed
@@ -68,5 +70,7 @@ def load_start(name: str, *, channels: int, seed: int) -> Start:
     if Path(name).suffix in SUFFIXES:
         network, _, _ = load_cellfinder(name)
         return Start(network.eval(), {"backbone": name})
+    if is_bundle(Path(name)):
+        return Start(*load_bundled_backbone(Path(name)))
     backbone, origin = load_backbone(name, channels=channels, seed=seed)
     return Start(backbone, origin)

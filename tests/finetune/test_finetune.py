@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from cubeclf_core import load_classifier
 from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
 from cubeclf_core.cells import read_cells, write_cells
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
-from cubeclf_core.classifier import load_trained, save_classifier
+from cubeclf_core.classifier import save_classifier
 from cubeclf_core.errors import CellsError, CheckpointError, InputError
 from cubeclf_core.vit import Vit3dConfig
 from finetune.cubes import read_cubes
@@ -115,25 +113,6 @@ def test_real_cubes_train_a_classifier(real_data: Path, tmp_path: Path, command)
     assert probability[cubes.labels == 1].min() > probability[cubes.labels == 0].max()
 
 
-def test_classifier_survives_its_file_and_its_export(
-    tmp_path: Path, command, blobs, fitted, predict
-) -> None:
-    classifier = fitted(channels=2)
-    save_classifier(tmp_path / "c.safetensors", classifier, {"frozen": True})
-    out = tmp_path / "c.pt2"
-    assert command("cubeclf-export", tmp_path / "c.safetensors", "--out", out).code == 0
-    cuboids = blobs(5, 3, channels=2).cuboids
-    expected = predict(classifier, cuboids)
-    for path in (tmp_path / "c.safetensors", out):
-        loaded = load_classifier(path)
-        assert loaded.config == classifier.backbone.config
-        for n in (1, 2, 5):  # any batch size
-            found = loaded.predict(cuboids[:n])
-            np.testing.assert_allclose(found[:, 1], expected[:n], atol=1e-5)
-            np.testing.assert_allclose(found.sum(1), 1)
-    assert load_trained(tmp_path / "c.safetensors")[1].training == {"frozen": True}
-
-
 def test_temperature_and_threshold_go_along(
     simulated, tmp_path: Path, command, blobs, fitted
 ) -> None:
@@ -158,38 +137,6 @@ def test_temperature_and_threshold_go_along(
     with (out / "candidates.csv").open() as file:
         for row in csv.DictReader(file):
             assert (float(row["probability"]) >= 0.9) == (row["type"] == "2")
-
-
-def test_export_loads_without_this_package(tmp_path: Path, command, fitted) -> None:
-    save_classifier(tmp_path / "c.safetensors", fitted(), {})
-    out = tmp_path / "c.pt2"
-    assert command("cubeclf-export", tmp_path / "c.safetensors", "--out", out).code == 0
-    code = f"""
-import sys
-for name in ("cubeclf_core", "finetune", "pretrain", "timm", "lightly"):
-    sys.modules[name] = None  # importing it raises
-import torch
-program = torch.export.load({str(out)!r}).module()
-print(tuple(program(torch.rand(3, 1, 20, 50, 50)).shape))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(3, 2)"
-
-
-def test_a_wrong_export_is_not_written(tmp_path: Path, command, monkeypatch, fitted) -> None:
-    save_classifier(tmp_path / "c.safetensors", fitted(), {})
-    other = fitted()
-    with torch.no_grad():
-        other.head.last.bias.add_(torch.tensor([3.0, -3.0]))
-    from finetune import export
-
-    right = export.save_exported
-    monkeypatch.setattr(export, "save_exported", lambda path, _, *rest: right(path, other, *rest))
-    outcome = command("cubeclf-export", tmp_path / "c.safetensors", "--out", tmp_path / "c.pt2")
-    assert outcome.code == 1
-    assert "differ" in outcome.lines[-1]
-    assert not (tmp_path / "c.pt2").exists()
 
 
 def test_checkpoints_of_another_kind_are_refused(tmp_path: Path) -> None:

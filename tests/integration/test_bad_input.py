@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 
 from cubeclf_core.backbones import build_backbone, save_backbone
 from cubeclf_core.cells import Cells, write_cells
+from cubeclf_core.checkpoint import Header
 from cubeclf_core.classifier import Classifier, save_classifier
 from cubeclf_core.files import mark
+from cubeclf_core.heads import HeadConfig
 from cubeclf_core.vit import Vit3dConfig
 
 
@@ -222,6 +224,49 @@ def foreign_headers(w: World):
     yield classify(w, classifier=w.folder / "foreign.pt2"), "no exported classifier"
 
 
+def wrong_exports(w: World):
+    out = w.folder / "new.keras"
+    keras = ("cubeclf-export", w.good_classifier, "--format", "keras", "--out")
+    yield (*keras, w.folder / "new.h5"), "needs .keras"
+    yield (*keras, out, "--threshold", 2), "--threshold"
+    yield (*keras, out, "--threshold", 1), "below 1"
+    yield (*keras, out, "--int8"), "--format onnx"
+    onnx = ("cubeclf-export", w.good_classifier, "--format", "onnx", "--out", w.folder / "n.onnx")
+    yield (*onnx, "--int8"), "--brains"
+    yield (*onnx, "--brains", w.brains("none", cells=None)), "no cells"
+    bundle = ("cubeclf-export", w.good_classifier, "--format", "bundle", "--out")
+    yield (*bundle, w.folder / "new.pt2"), "a bundle is a folder"
+    yield (*bundle, w.folder / "new", "--two-classes"), "keeps its classes"
+    three = w.folder / "three.safetensors"
+    classes = HeadConfig(classes=("no cell", "cell", "artefact"))
+    network = Classifier(build_backbone(Vit3dConfig(size="nano"), seed=0), classes)
+    save_classifier(three, network, {})
+    yield ("cubeclf-export", three, "--format", "keras", "--out", out), "--two-classes"
+    (w.folder / "new.onnx.md").write_text("a text of the user's")
+    words = ("cubeclf-export", w.good_classifier, "--format", "onnx", "--out")
+    yield (*words, w.folder / "new.onnx"), "new.onnx.md exists"
+
+
+def wrong_exported(w: World):
+    (w.folder / "junk.keras").write_bytes(b"junk" * 100)
+    yield classify(w, classifier=w.folder / "junk.keras"), "no .keras file"
+    with zipfile.ZipFile(w.folder / "foreign.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    yield classify(w, classifier=w.folder / "foreign.keras"), "not exported by cubeclf"
+    newer = Header(kind="classifier", backbone={}, format_version=99).to_json()
+    with zipfile.ZipFile(w.folder / "newer.keras", "w") as archive:
+        archive.writestr("cubeclf.json", newer)
+    yield classify(w, classifier=w.folder / "newer.keras"), "newer"
+    (w.folder / "junk.onnx").write_bytes(b"junk" * 100)
+    yield classify(w, classifier=w.folder / "junk.onnx"), "no ONNX model"
+    yield classify(w, classifier=w.folder / "nowhere.onnx"), "no classifier"
+    bundle = w.folder / "bundle"
+    bundle.mkdir()
+    (bundle / "model.safetensors").write_bytes(w.good_backbone.read_bytes())
+    yield classify(w, classifier=bundle), "expected a classifier"
+    yield finetune(bundle, w.brains_file, w.run), "expected a classifier"
+
+
 def misleading_labels(w: World):
     tested = (*finetune("scratch:vit-nano", w.brains_file, w.run), "--test", w.brains_file)
     yield tested, "not seen"
@@ -259,6 +304,8 @@ CASES: list[Callable] = [
     not_finite,
     careless_output,
     foreign_headers,
+    wrong_exports,
+    wrong_exported,
     misleading_labels,
     absurd_numbers,
     no_volume,
