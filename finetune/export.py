@@ -7,12 +7,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from cubeclf_core.classifier import load_classifier, load_trained
+from cubeclf_core.classifier import load_classifier
 from cubeclf_core.console import say
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.exported import save_exported
 from cubeclf_core.files import check_output, replacing
 from cubeclf_core.heads import HeadConfig, TwoClasses
+from cubeclf_core.trained import load_trained
 from finetune.config import ExportConfig
 
 TOLERANCE = 1e-4

@@ -37,7 +37,6 @@ from benchmarks.learning.protocols import (
 from benchmarks.learning.trainings import network_of, settings_of
 from benchmarks.output import Figures, lay_out, machine, write_files
 from cubeclf_core.backbones import build_backbone, load_backbone
-from cubeclf_core.classifier import Classifier
 from cubeclf_core.console import say
 from cubeclf_core.errors import require
 from cubeclf_core.files import replacing
@@ -45,6 +44,7 @@ from cubeclf_core.heads import CELL_CLASS
 from cubeclf_core.metrics import classification_metrics
 from cubeclf_core.networks import Backbone
 from cubeclf_core.resnet import ResNet3d, ResNet3dConfig
+from cubeclf_core.trained import Classifier
 from finetune.examples import Features, keep_features
 from finetune.training import fit_head
 
