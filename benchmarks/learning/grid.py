@@ -102,18 +102,23 @@ def run_grid(grid: Grid) -> Figures:
     require(known, "--contenders", " ".join(names), f"some of {', '.join(CONTENDERS)}")
     data_folder()  # which says what is missing
     start = time.monotonic()
-    kept = grid.folder / "finetuning"
     opened = count_opening(grid.folder, () if grid.show else grid.blocks, names)
-    if not grid.show:
-        kept.mkdir(parents=True, exist_ok=True)
-        _measure_all(grid, names)
-    cells = [cell for name in names for cell in _kept(kept, name) if _wanted(cell, grid)]
+    cells = measured_cells(grid)
     figures: Figures = {**machine(_PACKAGES), "opened_969": opened, **summarise(cells)}
     figures["seconds"] = time.monotonic() - start
     print(table(figures, names, grid), flush=True)
     drawn = plot(figures, names, grid)
     write_files(figures, drawn, json_file=grid.json, plot=grid.plot)
     return figures
+
+
+def measured_cells(grid: Grid) -> list[Cell]:
+    """Measure what is missing, unless asked not to; give all that was asked for."""
+    kept, names = grid.folder / "finetuning", grid.contenders or tuple(CONTENDERS)
+    if not grid.show:
+        kept.mkdir(parents=True, exist_ok=True)
+        _measure_all(grid, names)
+    return [cell for name in names for cell in _kept(kept, name) if _wanted(cell, grid)]
 
 
 def _measure_all(grid: Grid, names: Sequence[str]) -> None:
