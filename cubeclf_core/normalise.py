@@ -20,8 +20,8 @@ from torch import Tensor
 NORMALISATION = "contrast"
 """The name of this normalisation in a checkpoint's header."""
 
-_TEXTURE = 0.12  # usual deviation of tissue as a share of its mean, so that 1 is usual here too
-_LEAST = 0.1  # deviations that the mean's share counts as at least: it may be 0 without background
+TEXTURE = 0.12  # usual deviation of tissue as a share of its mean, so that 1 is usual here too
+LEAST = 0.1  # deviations that the mean's share counts as at least: it may be 0 without background
 
 
 def normalise(cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
@@ -49,7 +49,7 @@ def normalise(cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]
 
 def unit(mean: Float[Tensor, "*any"], deviation: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """What a channel of a cuboid is divided by, of its mean and its deviation."""
-    share = torch.maximum(_TEXTURE * mean, _LEAST * deviation)
+    share = torch.maximum(TEXTURE * mean, LEAST * deviation)
     return (deviation * share).sqrt().clamp_min(1e-6)
 
 

@@ -42,8 +42,8 @@ class PoolsTokens:
         """
         grid = grid or self.config.grid
         tokens = tokens[:, 1:].unflatten(1, grid)
-        inner = tokens[(slice(None), *(_middle(n, 3 if n % 2 else 2) for n in grid))]
-        centre = tokens[(slice(None), *(_middle(n, 1 if n % 2 else 2) for n in grid))]
+        inner = tokens[(slice(None), *(middle(n, 3 if n % 2 else 2) for n in grid))]
+        centre = tokens[(slice(None), *(middle(n, 1 if n % 2 else 2) for n in grid))]
         pooled = torch.cat([part.mean(dim=(1, 2, 3)) for part in (tokens, inner, centre)], dim=1)
         return self.projection(pooled)  # type: ignore[no-any-return]
 
@@ -60,6 +60,7 @@ def make_projection(width: int, to: int) -> nn.Module:
     )
 
 
-def _middle(n: int, width: int) -> slice:
+def middle(n: int, width: int) -> slice:
+    """Which of `n` in a row are the `width` in the middle, or all if there are fewer."""
     width = min(width, n)
     return slice((n - width) // 2, (n - width) // 2 + width)
