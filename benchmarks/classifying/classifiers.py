@@ -118,5 +118,5 @@ def exported(file: Path, form: str, brains: Mapping[str, Path]) -> Path:
         if form == "int8":
             size = VOXEL_SIZE_UM
             words += ["--int8", "--brains", next(iter(brains.values())), "--voxel-size-um", *size]
-        measured(ours("export", *words), out.with_suffix(".log"))
+        measured(ours("export", *words), out.with_name(out.name + ".log"))
     return out

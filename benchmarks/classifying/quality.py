@@ -1,7 +1,7 @@
 """Average precision on the real c-Fos blocks of what is measured, and what speed costs of it.
 
-Every classifier learns the same 100 labels of one half of a block and is tested on the other, by
-the very file whose speed is measured, in every format. cellfinder's ResNet-18 is trained from
+Every classifier learns the same 100 labels of one half of a block and is tested on the other, as
+it is stored where its speed is measured. cellfinder's ResNet-18 is trained from
 scratch on the same labels, as `python -m benchmarks.finetuning` does.
 """
 
