@@ -135,26 +135,31 @@ class FastVit(PoolsTokens, nn.Module):
 
     def forward(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b token width"]:
         """Tokens of raw counts: that of the class, then those of patches, float32."""
-        n_patches = self.pos_embed.shape[1]
-        convolution = self.patch_embed.proj
-        kernel = convolution.weight.flatten(1)
-        patches = self._patches(_normalised(cuboids), kernel.dtype)
-        assert convolution.bias is not None
-        bias = self.pos_embed + convolution.bias
-        n = 1 + n_patches + self.config.register_tokens
-        filled = -(-n // _MULTIPLE) * _MULTIPLE
-        tokens = kernel.new_zeros(len(cuboids), filled, kernel.shape[0])
-        tokens[:, :1] = self.cls_token
-        torch.add(F.linear(patches, kernel), bias, out=tokens[:, 1 : 1 + n_patches])
-        if self.reg_token is not None:
-            tokens[:, 1 + n_patches : n] = self.reg_token
+        n_seen = 1 + self.pos_embed.shape[1]
+        n = n_seen + self.config.register_tokens
+        filled = n if cuboids.is_cuda else -(-n // _MULTIPLE) * _MULTIPLE
+        tokens = self._embedded(cuboids, filled)
         mask = None
         if filled > n:
-            mask = kernel.new_zeros(1, 1, 1, filled)
+            mask = tokens.new_zeros(1, 1, 1, filled)
             mask[..., n:] = -torch.inf
         for block in self.blocks:
             tokens = block(tokens, mask)
-        return self.norm(tokens[:, : 1 + n_patches].float())  # type: ignore[no-any-return]
+        return self.norm(tokens[:, :n_seen].float())  # type: ignore[no-any-return]
+
+    def _embedded(self, cuboids: Tensor, filled: int) -> Float[Tensor, "b filled width"]:
+        """Tokens that the blocks get: class, patches, registers, and zeros."""
+        convolution = self.patch_embed.proj
+        kernel = convolution.weight.flatten(1)
+        assert convolution.bias is not None
+        patches = F.linear(self._patches(_normalised(cuboids), kernel.dtype), kernel)
+        n_seen = 1 + patches.shape[1]
+        tokens = kernel.new_zeros(len(cuboids), filled, kernel.shape[0])
+        tokens[:, :1] = self.cls_token
+        torch.add(patches, self.pos_embed + convolution.bias, out=tokens[:, 1:n_seen])
+        if self.reg_token is not None:
+            tokens[:, n_seen : n_seen + self.reg_token.shape[1]] = self.reg_token
+        return tokens
 
     def _patches(self, cuboids: Tensor, dtype: torch.dtype) -> Float[Tensor, "b patch voxel"]:
         """Cut cuboids into patches, z y x, each as its channels lie one after the other."""

@@ -55,6 +55,7 @@ def measured(command: Sequence[str], log: Path) -> Usage:
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "KERAS_BACKEND": "torch", "PYTHONPATH": str(_ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed programs are compiled
     before, start = _children_seconds(), time.perf_counter()
     with log.open("wb") as out:
         process = subprocess.Popen(
