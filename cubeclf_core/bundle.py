@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cubeclf_core.checkpoint import BUNDLED, Header, load_checkpoint, save_checkpoint
-from cubeclf_core.classifier import Classifier
 from cubeclf_core.errors import CheckpointError
 from cubeclf_core.files import replacing
-from cubeclf_core.networks import Backbone, make_network, read_backbone_config
+from cubeclf_core.network_configs import read_backbone_config
+from cubeclf_core.networks import Backbone, make_network
+from cubeclf_core.trained import Classifier
 
 CARD = "README.md"
 _CONFIG = "config.json"

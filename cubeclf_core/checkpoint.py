@@ -20,7 +20,7 @@ from torch import Tensor
 from cubeclf_core.environment import environment
 from cubeclf_core.errors import CheckpointError
 from cubeclf_core.files import replacing
-from cubeclf_core.networks import read_backbone_config
+from cubeclf_core.network_configs import read_backbone_config
 from cubeclf_core.normalise import NORMALISATION
 
 FORMAT_VERSION = 1

@@ -1,8 +1,7 @@
-"""From raw counts to the probability of a cell: a backbone and a head."""
+"""From raw counts to the probability of a cell, by whatever a classifier is stored as."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,67 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from cubeclf_core.candidates import read_candidates
 from cubeclf_core.cells import Cells
-from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CheckpointError, InputError
 from cubeclf_core.exported import is_exported, load_exported
-from cubeclf_core.heads import CELL_CLASS, Head, HeadConfig
+from cubeclf_core.fast import load_fast
+from cubeclf_core.heads import CELL_CLASS, HeadConfig
 from cubeclf_core.keras_file import is_keras, load_keras
-from cubeclf_core.networks import (
-    Backbone,
-    BackboneConfig,
-    make_network,
-    prepare,
-    read_backbone_config,
-)
+from cubeclf_core.network_configs import BackboneConfig, read_backbone_config
 from cubeclf_core.normalise import match_channels
 from cubeclf_core.onnx_file import is_onnx, load_onnx
-from cubeclf_core.vit import Vit3d
 from cubeclf_core.volumes import Volume
-
-
-class Classifier(nn.Module):
-    """A network that takes raw counts and returns logits of [no cell, cell, …].
-
-    Parameters
-    ----------
-    backbone
-        Encoder; its config gives cuboid, voxel size and channels.
-    head
-        What kind of head; its weights come from torch's global generator.
-
-    Raises
-    ------
-    InputError
-        If the head takes tokens and the backbone has none.
-    """
-
-    def __init__(self, backbone: Backbone, head: HeadConfig | None = None) -> None:
-        super().__init__()
-        head = head or HeadConfig()
-        self.backbone = backbone
-        width = backbone.embedding_width
-        if head.takes_tokens:
-            if not isinstance(backbone, Vit3d):
-                raise InputError(
-                    "--head attention needs a vision transformer; expected linear, mlp"
-                )
-            width = int(backbone.embed_dim)
-        self.head = Head(head, width)
-
-    def features(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b *token feature"]:
-        """What the head takes of raw cuboids: embeddings, or patch tokens."""
-        x = prepare(cuboids, self.backbone.config)
-        if self.head.config.takes_tokens:
-            return self.backbone(x)[:, 1:]  # type: ignore[no-any-return]
-        return self.backbone.embed(x)
-
-    def forward(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b klass"]:
-        """Logits of raw cuboids."""
-        return self.head(self.features(cuboids))  # type: ignore[no-any-return]
 
 
 @runtime_checkable
@@ -153,7 +104,7 @@ class LoadedClassifier:
             self.network(match_channels(part.float(), self.config.channels))
             for part in torch.as_tensor(cuboids).split(batch_size)
         ]
-        probabilities: npt.NDArray[np.float64] = torch.cat(logits).double().softmax(1).numpy()
+        probabilities: npt.NDArray[np.float64] = torch.cat(logits).double().softmax(1).cpu().numpy()
         return probabilities
 
     def classify(self, volume: Volume, cells: Cells) -> Iterator[Scored]:
@@ -177,13 +128,17 @@ class LoadedClassifier:
             yield Scored(part.index, self.predict(part.cuboids)[:, CELL_CLASS], part.padded)
 
 
-def load_classifier(path: str | Path) -> LoadedClassifier:
+def load_classifier(path: str | Path, *, exact: bool = False) -> LoadedClassifier:
     """Load a classifier from a fine-tuning run's folder, its safetensors, or what was exported.
 
     Parameters
     ----------
     path
         The folder or file; of exported ones ``.keras``, ``.onnx``, ``.pt2`` or a bundle.
+    exact
+        Compute in float32 on the CPU, as it was trained. Otherwise, a network in safetensors
+        computes where and as the machine is fastest: see `cubeclf_core.fast`. Exported programs
+        compute as they were exported.
 
     Raises
     ------
@@ -200,7 +155,7 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
     cubeclf_core.errors.CheckpointError: no classifier at no/such/file; expected ...
     """
     path = Path(path)
-    network, header = _load_network(path)
+    network, header = _load_network(path, exact=exact)
     threshold = float(header.training.get("threshold", 0.5))
     try:
         classes = HeadConfig.from_dict(header.head).classes
@@ -209,38 +164,12 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
     return LoadedClassifier(network, read_backbone_config(header.backbone), threshold, classes)
 
 
-def _load_network(path: Path) -> tuple[Network, Header]:
+def _load_network(path: Path, *, exact: bool) -> tuple[Network, Header]:
     for recognised, load in _FORMATS:
         if recognised(path):
             return load(path)
-    return load_trained(path)
+    if exact:
+        from cubeclf_core.trained import load_trained  # which imports timm, and takes seconds
 
-
-def load_trained(path: Path) -> tuple[Classifier, Header]:
-    """Load the network of a fine-tuning run, in evaluation mode, with what its file says.
-
-    Raises
-    ------
-    CheckpointError
-        If there is no classifier of ours at `path`.
-    """
-    header, tensors = load_checkpoint(path, "classifier")
-    try:
-        backbone = make_network(read_backbone_config(header.backbone))
-        classifier = Classifier(backbone, HeadConfig.from_dict(header.head))
-        classifier.load_state_dict(tensors)
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} does not hold the weights its header tells of") from error
-    return classifier.eval().requires_grad_(False), header
-
-
-def save_classifier(path: Path, classifier: Classifier, training: dict[str, Any]) -> None:
-    """Write a classifier with its config and the settings it was trained with."""
-    header = Header(
-        kind="classifier",
-        backbone=dataclasses.asdict(classifier.backbone.config),
-        head=dataclasses.asdict(classifier.head.config),
-        training=training,
-        normalisation=classifier.backbone.config.normalisation,
-    )
-    save_checkpoint(path, header, classifier.state_dict())
+        return load_trained(path)
+    return load_fast(path)

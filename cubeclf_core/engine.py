@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CheckpointError, RunFailed
-from cubeclf_core.networks import read_backbone_config
+from cubeclf_core.network_configs import read_backbone_config
 
 _STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C; SLURM, before it takes a machine back
 T = TypeVar("T")

@@ -6,43 +6,18 @@ normalised cuboids to features of `embedding_width`.
 
 from __future__ import annotations
 
-from typing import Any
+from torch import nn
 
-from jaxtyping import Float
-from torch import Tensor, nn
-
-from cubeclf_core.normalise import NORMALISATION, match_channels, normalise
-from cubeclf_core.resnet import KIND, ResNet3d, ResNet3dConfig
-from cubeclf_core.vit import Vit3d, Vit3dConfig
+from cubeclf_core.network_configs import BackboneConfig
+from cubeclf_core.resnet import ResNet3d, ResNet3dConfig
+from cubeclf_core.vit import Vit3d
 
 Backbone = Vit3d | ResNet3d
-BackboneConfig = Vit3dConfig | ResNet3dConfig
-
-
-def read_backbone_config(values: dict[str, Any]) -> BackboneConfig:
-    """Read the config of a network of any kind from a header.
-
-    Raises
-    ------
-    TypeError
-        If a key is unknown.
-    """
-    if values.get("kind") == KIND:
-        return ResNet3dConfig.from_dict(values)
-    return Vit3dConfig.from_dict(values)
 
 
 def make_network(config: BackboneConfig) -> Backbone:
     """Make a network with random weights, from torch's global generator."""
     return ResNet3d(config) if isinstance(config, ResNet3dConfig) else Vit3d(config)
-
-
-def prepare(
-    cuboids: Float[Tensor, "b c z y x"], config: BackboneConfig
-) -> Float[Tensor, "b channel z y x"]:
-    """Make of raw counts what a network takes: its normalisation, its channels."""
-    seen = normalise(cuboids) if config.normalisation == NORMALISATION else cuboids.float()
-    return match_channels(seen, config.channels)
 
 
 def parameter_stages(backbone: Backbone) -> list[list[nn.Parameter]]:

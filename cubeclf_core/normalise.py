@@ -44,8 +44,13 @@ def normalise(cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]
     mean = cuboids.mean(dim=(2, 3, 4), keepdim=True)
     centred = cuboids - mean
     deviation = centred.square().mean(dim=(2, 3, 4), keepdim=True).sqrt()
+    return centred / unit(mean, deviation)
+
+
+def unit(mean: Float[Tensor, "*any"], deviation: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """What a channel of a cuboid is divided by, of its mean and its deviation."""
     share = torch.maximum(TEXTURE * mean, LEAST * deviation)
-    return centred / (deviation * share).sqrt().clamp_min(1e-6)
+    return (deviation * share).sqrt().clamp_min(1e-6)
 
 
 def match_channels(

@@ -1,9 +1,13 @@
 """Raw cuboids to the network's voxels, on its device: what the CPU sends is small and cheap.
 
 Interpolation is that of cellfinder 1.10, so that a classifier sees the same voxels here and there.
+It is done axis by axis, as products with small matrices: some five times as fast on a CPU as
+torch's own, which works out every voxel's neighbours.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +34,19 @@ def resample(
         Where to.
     """
     tensor = torch.from_numpy(cuboids).to(device).to(torch.float32, copy=True)
-    if tensor.shape[2:] == shape:
-        return tensor
-    return F.interpolate(tensor, size=shape, mode="trilinear")
+    z, y, x = (
+        None if n == to else _weights(n, to).to(device)
+        for n, to in zip(tensor.shape[2:], shape, strict=True)
+    )
+    with torch.autocast(tensor.device.type, enabled=False):  # counts have more digits than halves
+        if z is not None:
+            tensor = (z @ tensor.flatten(3)).unflatten(3, tensor.shape[3:])
+        if y is not None:
+            tensor = y @ tensor
+        return tensor if x is None else tensor @ x.T
+
+
+@cache
+def _weights(n: int, to: int) -> Float[Tensor, "to n"]:
+    """What each of `to` voxels along an axis is made of, of n."""
+    return F.interpolate(torch.eye(n)[None], size=to, mode="linear")[0].T.contiguous()

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from cubeclf_core.classifier import Classifier
 from cubeclf_core.errors import InputError
 from cubeclf_core.networks import Backbone, parameter_stages
 from cubeclf_core.resnet import PlaneNorm
+from cubeclf_core.trained import Classifier
 from cubeclf_core.vit import Vit3d
 
 

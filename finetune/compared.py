@@ -16,7 +16,7 @@ from torch import Tensor
 from cubeclf_core.axes import Shape3
 from cubeclf_core.brains import load_brains
 from cubeclf_core.errors import CellsError
-from cubeclf_core.networks import BackboneConfig
+from cubeclf_core.network_configs import BackboneConfig
 from finetune.labels import join, read_labelled
 
 _MOST = 2000  # labelled cuboids, 800 MB of two channels

@@ -19,7 +19,7 @@ import torch
 
 from cubeclf_core.axes import Size3
 from cubeclf_core.errors import CellsError
-from cubeclf_core.networks import BackboneConfig
+from cubeclf_core.network_configs import BackboneConfig
 from cubeclf_core.sources import BROKEN
 from finetune.labels import Labelled
 from finetune.training_yaml import Entry, Position, position_in, read_training_yaml

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from cubeclf_core.augment import bend, drop_background, flip_and_rotate, photon_noise
 from cubeclf_core.axes import Size3
-from cubeclf_core.classifier import Classifier
 from cubeclf_core.config import AugmentConfig
 from cubeclf_core.console import progress
 from cubeclf_core.draws import Draws
+from cubeclf_core.trained import Classifier
 
 _GAMMA, _NOISE = AugmentConfig.gamma, AugmentConfig.noise  # contrast tells what a cell is
 _BACKGROUND_DROPPED = 0.1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cubeclf_core.bundle import CARD, save_bundle
 from cubeclf_core.checkpoint import BUNDLED, Header
-from cubeclf_core.classifier import Classifier, LoadedClassifier, load_classifier, load_trained
+from cubeclf_core.classifier import LoadedClassifier, load_classifier
 from cubeclf_core.console import say
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.exported import save_exported
@@ -22,6 +22,7 @@ from cubeclf_core.heads import CELL_CLASS, HeadConfig, TwoClasses
 from cubeclf_core.keras_file import import_keras, save_keras
 from cubeclf_core.metrics import classification_metrics
 from cubeclf_core.onnx_file import check_onnx, quantise, save_onnx
+from cubeclf_core.trained import Classifier, load_trained
 from cubeclf_core.vit import Vit3d
 from finetune.compared import Compared, read_compared, simulate_compared
 from finetune.config import ExportConfig
@@ -168,7 +169,7 @@ def _compare(config: ExportConfig, wish: Wish, compared: Compared, path: Path) -
     shown = _moved(expected, wish.threshold) if config.format == "keras" else expected
     differences = (
         np.abs(predict_afresh(config.format, path, given) - shown).max(),
-        np.abs(load_classifier(path).predict(given) - expected).max(),
+        np.abs(load_classifier(path, exact=True).predict(given) - expected).max(),
     )
     difference = float(max(differences))
     if not difference <= TOLERANCE:  # NaN is no agreement

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cubeclf_core.checkpoint import Header
-from cubeclf_core.classifier import Classifier
 from cubeclf_core.model_card import NORMALISATIONS, by, fenced, table, told
+from cubeclf_core.trained import Classifier
 from cubeclf_core.vit import Vit3d
 from finetune.fresh import USES
 

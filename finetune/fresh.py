@@ -66,7 +66,7 @@ with torch.inference_mode():
     "bundle": Use(
         """\
 from cubeclf_core import load_classifier
-classifier = load_classifier(PATH)""",
+classifier = load_classifier(PATH, exact=True)""",
         "probabilities = classifier.predict(cuboids)",
     ),
 }

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cubeclf_core.classifier import Classifier
 from cubeclf_core.heads import CELL_CLASS, Head
 from cubeclf_core.keras_file import against_a_cell, import_keras
 from cubeclf_core.normalise import NORMALISATION
+from cubeclf_core.trained import Classifier
 from cubeclf_core.vit import Vit3d
 from finetune.keras_layers import CHANNELS, apply, array, converted, normalised, standardise
 from finetune.keras_resnet import residual_features

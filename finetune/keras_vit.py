@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cubeclf_core.vit import Vit3d, middle
+from cubeclf_core.pooling import middle
+from cubeclf_core.vit import Vit3d
 from finetune.keras_layers import array, converted, convolution, standardise, widened
 
 

@@ -16,7 +16,7 @@ from cubeclf_core.brains import Brain
 from cubeclf_core.candidates import read_all_candidates
 from cubeclf_core.cells import CELL, Cells
 from cubeclf_core.errors import CellsError
-from cubeclf_core.networks import BackboneConfig
+from cubeclf_core.network_configs import BackboneConfig
 from cubeclf_core.normalise import match_channels
 
 

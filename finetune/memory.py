@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cubeclf_core.classifier import Classifier
 from cubeclf_core.errors import CheckpointError
 from cubeclf_core.files import replacing
+from cubeclf_core.trained import Classifier
 from finetune.examples import in_parts
 from finetune.labels import Labelled
 

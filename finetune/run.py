@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 
 from cubeclf_core.brains import Brain, load_brains
 from cubeclf_core.calibration import fit_temperature
-from cubeclf_core.classifier import Classifier, save_classifier
 from cubeclf_core.engine import make_fabric
 from cubeclf_core.errors import CellsError, InputError, RunFailed
 from cubeclf_core.files import check_output
 from cubeclf_core.heads import CELL_CLASS, HeadConfig
 from cubeclf_core.runs import RunFolder, check_same_settings
+from cubeclf_core.trained import Classifier, save_classifier
 from finetune.adapt import choose_trained
 from finetune.assessment import Account, Tested, assess
 from finetune.config import FinetuneConfig

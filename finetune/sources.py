@@ -19,7 +19,7 @@ from cubeclf_core.brains import Brain, load_brains
 from cubeclf_core.cells import Cells
 from cubeclf_core.errors import CellsError, InputError
 from cubeclf_core.geometry import source_shape
-from cubeclf_core.networks import BackboneConfig
+from cubeclf_core.network_configs import BackboneConfig
 from finetune.cubes import Cube, list_cubes, read_listed
 from finetune.labels import (
     Labelled,

@@ -12,11 +12,11 @@ import torch
 
 from benchmarks.learning.contenders import Blocks
 from benchmarks.learning.protocols import Task
-from cubeclf_core.classifier import Classifier
 from cubeclf_core.console import say
 from cubeclf_core.engine import make_fabric
 from cubeclf_core.heads import CELL_CLASS
 from cubeclf_core.networks import Backbone
+from cubeclf_core.trained import Classifier
 from finetune.config import FinetuneConfig
 from finetune.examples import in_parts
 from finetune.labels import Labelled, join

@@ -37,7 +37,6 @@ from benchmarks.learning.protocols import (
 from benchmarks.learning.trainings import network_of, settings_of
 from benchmarks.output import Figures, lay_out, machine, write_files
 from cubeclf_core.backbones import build_backbone, load_backbone
-from cubeclf_core.classifier import Classifier
 from cubeclf_core.console import say
 from cubeclf_core.errors import require
 from cubeclf_core.files import replacing
@@ -45,6 +44,7 @@ from cubeclf_core.heads import CELL_CLASS
 from cubeclf_core.metrics import classification_metrics
 from cubeclf_core.networks import Backbone
 from cubeclf_core.resnet import ResNet3d, ResNet3dConfig
+from cubeclf_core.trained import Classifier
 from finetune.examples import Features, keep_features
 from finetune.training import fit_head
 
@@ -102,18 +102,23 @@ def run_grid(grid: Grid) -> Figures:
     require(known, "--contenders", " ".join(names), f"some of {', '.join(CONTENDERS)}")
     data_folder()  # which says what is missing
     start = time.monotonic()
-    kept = grid.folder / "finetuning"
     opened = count_opening(grid.folder, () if grid.show else grid.blocks, names)
-    if not grid.show:
-        kept.mkdir(parents=True, exist_ok=True)
-        _measure_all(grid, names)
-    cells = [cell for name in names for cell in _kept(kept, name) if _wanted(cell, grid)]
+    cells = measured_cells(grid)
     figures: Figures = {**machine(_PACKAGES), "opened_969": opened, **summarise(cells)}
     figures["seconds"] = time.monotonic() - start
     print(table(figures, names, grid), flush=True)
     drawn = plot(figures, names, grid)
     write_files(figures, drawn, json_file=grid.json, plot=grid.plot)
     return figures
+
+
+def measured_cells(grid: Grid) -> list[Cell]:
+    """Measure what is missing, unless asked not to; give all that was asked for."""
+    kept, names = grid.folder / "finetuning", grid.contenders or tuple(CONTENDERS)
+    if not grid.show:
+        kept.mkdir(parents=True, exist_ok=True)
+        _measure_all(grid, names)
+    return [cell for name in names for cell in _kept(kept, name) if _wanted(cell, grid)]
 
 
 def _measure_all(grid: Grid, names: Sequence[str]) -> None:

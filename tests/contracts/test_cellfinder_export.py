@@ -18,10 +18,11 @@ import torch
 import yaml
 
 from cubeclf_core.cells import Cells, write_cells
-from cubeclf_core.classifier import Classifier, load_classifier, load_trained, save_classifier
+from cubeclf_core.classifier import load_classifier
 from cubeclf_core.heads import HeadConfig
 from cubeclf_core.networks import make_network
 from cubeclf_core.resnet import ResNet3dConfig
+from cubeclf_core.trained import Classifier, load_trained, save_classifier
 from cubeclf_core.vit import Vit3dConfig
 from cubeclf_core.volumes import Volume, open_volume
 

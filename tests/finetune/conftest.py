@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cubeclf_core.backbones import build_backbone
-from cubeclf_core.classifier import Classifier
+from cubeclf_core.trained import Classifier
 from cubeclf_core.vit import Vit3dConfig
 from finetune.examples import in_parts, keep_features
 from finetune.labels import Labelled

@@ -18,8 +18,8 @@ from cubeclf_core import load_classifier
 from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
 from cubeclf_core.cells import read_cells, write_cells
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
-from cubeclf_core.classifier import save_classifier
 from cubeclf_core.errors import CellsError, CheckpointError, InputError
+from cubeclf_core.trained import save_classifier
 from cubeclf_core.vit import Vit3dConfig
 from finetune.cubes import read_cubes
 from finetune.labels import draw

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cubeclf_core.backbones import build_backbone
-from cubeclf_core.classifier import Classifier
 from cubeclf_core.engine import make_fabric
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.heads import HeadConfig
 from cubeclf_core.metrics import classification_metrics
 from cubeclf_core.resnet import ResNet3d, ResNet3dConfig
+from cubeclf_core.trained import Classifier
 from cubeclf_core.vit import Vit3dConfig
 from finetune.adapt import choose_trained, merge_low_rank, parameter_groups
 from finetune.config import FinetuneConfig

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from cubeclf_core.backbones import build_backbone, save_backbone
 from cubeclf_core.cells import Cells, write_cells
 from cubeclf_core.checkpoint import Header
-from cubeclf_core.classifier import Classifier, save_classifier
 from cubeclf_core.files import mark
 from cubeclf_core.heads import HeadConfig
+from cubeclf_core.trained import Classifier, save_classifier
 from cubeclf_core.vit import Vit3dConfig
 
 
