@@ -71,7 +71,7 @@ def test_what_was_exported_predicts_and_classifies_as_the_network(
     training = {"threshold": 0.9, "labels": {"n": 36, "cells": 12, "brains": ["blobs"]}}
     save_classifier(tmp_path / "c.safetensors", classifier, training)
     out = export(kind, "--threshold", 0.3)
-    loaded = load_classifier(out)
+    loaded = load_classifier(out, exact=True)
     assert loaded.config == classifier.backbone.config
     assert loaded.threshold == 0.3
     assert loaded.classes == ("no cell", "cell")
@@ -87,7 +87,7 @@ def test_what_was_exported_predicts_and_classifies_as_the_network(
     volume = open_volume(brain.volume)
     theirs, ours = (
         np.concatenate([part.probability for part in each.classify(volume, cells)])
-        for each in (loaded, load_classifier(tmp_path / "c.safetensors"))
+        for each in (loaded, load_classifier(tmp_path / "c.safetensors", exact=True))
     )
     np.testing.assert_allclose(theirs, ours, atol=1e-4)
     card = card_of(out)
@@ -201,8 +201,8 @@ def resnet_classifier(path: Path) -> None:
 def test_residual_networks_export_too(kind: str, tmp_path: Path, export) -> None:
     resnet_classifier(tmp_path / "c.safetensors")
     cuboids = torch.poisson(torch.full((3, 2, 20, 50, 50), 300.0))
-    expected = load_classifier(tmp_path / "c.safetensors").predict(cuboids)
-    loaded = load_classifier(export(kind))
+    expected = load_classifier(tmp_path / "c.safetensors", exact=True).predict(cuboids)
+    loaded = load_classifier(export(kind), exact=True)
     np.testing.assert_allclose(loaded.predict(cuboids), expected, atol=1e-4)
     if kind == "bundle":
         from finetune.starting import load_start
@@ -222,8 +222,8 @@ def test_other_heads_and_one_channel(kind: str, head: str, tmp_path: Path, expor
         classifier = Classifier(make_network(config), HeadConfig(kind=head, classes=classes))
     save_classifier(tmp_path / "c.safetensors", classifier.eval(), {})
     cuboids = torch.poisson(torch.full((3, 2, 20, 50, 50), 300.0))
-    three = load_classifier(tmp_path / "c.safetensors").predict(cuboids)
-    loaded = load_classifier(export(kind))
+    three = load_classifier(tmp_path / "c.safetensors", exact=True).predict(cuboids)
+    loaded = load_classifier(export(kind), exact=True)
     assert loaded.classes == classes
     np.testing.assert_allclose(loaded.predict(cuboids), three, atol=1e-4)
 
@@ -263,7 +263,7 @@ def test_what_int8_loses_is_measured_on_real_data(cfos, tmp_path: Path, command)
     measured = []
     for path in (run, out):
         probability = np.empty(len(cells))
-        for part in load_classifier(path).classify(volume, cells):
+        for part in load_classifier(path, exact=True).classify(volume, cells):
             probability[part.index] = part.probability
         measured.append(classification_metrics(cells.labels, probability)["average_precision"])
     exact, int8 = measured
