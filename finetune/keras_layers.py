@@ -1,7 +1,8 @@
 """Layers of torch as stock layers of keras, and our normalisation made of such.
 
 cellfinder loads models in keras's safe mode and without code of ours, so a model may hold nothing
-but layers that keras brings. Its tensors are (b, y, x, z, c); here kernels are turned accordingly.
+but layers that keras brings. Its cuboids are (b, y, x, z, c). Inside, the channel goes before them,
+(b, c, y, x, z), where torch is fastest; kernels are turned accordingly.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cubeclf_core.normalise import LEAST, TEXTURE
 CHANNELS = 2
 """What cellfinder always sends; a network of one does without the second."""
 
+FIRST = "channels_first"
 _YXZ_IN_OUT = (3, 4, 2, 1, 0)  # from torch's out, in, z, y, x
 _NEWTON_STEPS = 4
 _TOUCHING = 0.5 * 4.0 ** -np.arange(16)  # down to a channel of one count in one voxel
@@ -90,10 +92,10 @@ def convolution(module: nn.Conv3d, x: Any) -> Any:
         for values in (module.kernel_size, module.stride, module.padding)
     )
     if any(padding):
-        x = layers.ZeroPadding3D(padding)(x)
+        x = layers.ZeroPadding3D(padding, data_format=FIRST)(x)
     weights = [array(module.weight).transpose(_YXZ_IN_OUT), *_bias(module)]
-    layer = layers.Conv3D(module.out_channels, size, strides, use_bias=len(weights) > 1)
-    return apply(layer, x, *weights)
+    settings = {"data_format": FIRST, "use_bias": len(weights) > 1}
+    return apply(layers.Conv3D(module.out_channels, size, strides, **settings), x, *weights)
 
 
 def widened(module: nn.Conv3d) -> nn.Conv3d:
@@ -110,8 +112,17 @@ def _bias(module: nn.Linear | nn.Conv3d) -> list[npt.NDArray[np.float32]]:
     return [] if module.bias is None else [array(module.bias)]
 
 
+def channels_first(x: Any) -> Any:
+    """Bring cuboids (b, y, x, z, c) to (b, c, y, x, z), in memory too."""
+    from keras import layers
+
+    *shape, channels = x.shape[1:]
+    turned = layers.Permute((2, 1))(layers.Reshape((prod(shape), channels))(x))
+    return layers.Reshape((channels, *shape))(layers.Flatten()(turned))
+
+
 def normalised(x: Any) -> Any:
-    """Put `cubeclf_core.normalise.normalise` after raw counts.
+    """Put `cubeclf_core.normalise.normalise` after raw counts, channels first.
 
     The result is a channel's own direction (its counts less their mean, of length 1) times a
     number, √(deviation / share) and a constant, where share is the larger of 0.12 mean and 0.1
@@ -120,24 +131,20 @@ def normalised(x: Any) -> Any:
     """
     from keras import layers
 
-    n_voxels, channels = prod(x.shape[1:-1]), x.shape[-1]
-    mean = layers.GlobalAveragePooling3D(keepdims=True)(x)
-    centred = layers.Subtract()([x, mean])
-    direction = layers.UnitNormalization(axis=(1, 2, 3))(centred)
+    channels, n_voxels = x.shape[1], prod(x.shape[2:])
+    mean = layers.GlobalAveragePooling3D(data_format=FIRST)(x)
+    centred = layers.Subtract()([x, layers.Reshape((channels, 1, 1, 1))(mean)])
+    direction = layers.UnitNormalization(axis=(2, 3, 4))(centred)
     along = layers.Multiply()([centred, direction])
-    deviation = layers.Rescaling(sqrt(n_voxels))(layers.GlobalAveragePooling3D()(along))
-    share = layers.Maximum()(
-        [
-            layers.Rescaling(TEXTURE)(layers.Flatten()(mean)),
-            layers.Rescaling(LEAST)(deviation),
-        ]
-    )
-    pair = [layers.Reshape((1, channels))(part) for part in (deviation, share)]
+    average = layers.GlobalAveragePooling3D(data_format=FIRST)(along)
+    deviation = layers.Rescaling(sqrt(n_voxels))(average)
+    parts = [layers.Rescaling(TEXTURE)(mean), layers.Rescaling(LEAST)(deviation)]
+    pair = [layers.Reshape((1, channels))(x) for x in (deviation, layers.Maximum()(parts))]
     unit = layers.UnitNormalization(axis=1)(layers.Concatenate(axis=1)(pair))  # gain goes out
     deviation, share = layers.Cropping1D((0, 1))(unit), layers.Cropping1D((1, 0))(unit)
     root = _inverse_root(layers.Multiply()([deviation, share]))  # of at most 1/2
     scale = layers.Rescaling(sqrt(n_voxels))(layers.Multiply()([deviation, root]))
-    return layers.Multiply()([direction, layers.Reshape((1, 1, 1, channels))(scale)])
+    return layers.Multiply()([direction, layers.Reshape((channels, 1, 1, 1))(scale)])
 
 
 def _inverse_root(x: Any) -> Any:
@@ -152,7 +159,7 @@ def _inverse_root(x: Any) -> Any:
     tangents = layers.Dense(len(_TOUCHING), trainable=False)
     slopes, heights = -0.5 * _TOUCHING**-1.5, 1.5 * _TOUCHING**-0.5
     lines = apply(tangents, layers.Permute((2, 1))(x), slopes[None], heights)
-    highest = layers.GlobalMaxPooling1D(data_format="channels_first")(lines)
+    highest = layers.GlobalMaxPooling1D(data_format=FIRST)(lines)
     y = layers.Reshape((1, channels))(highest)
     for _ in range(_NEWTON_STEPS):
         excess = layers.Multiply()([x, y, y])

@@ -12,7 +12,15 @@ from cubeclf_core.keras_file import against_a_cell, import_keras
 from cubeclf_core.normalise import NORMALISATION
 from cubeclf_core.trained import Classifier
 from cubeclf_core.vit import Vit3d
-from finetune.keras_layers import CHANNELS, apply, array, converted, normalised, standardise
+from finetune.keras_layers import (
+    CHANNELS,
+    apply,
+    array,
+    channels_first,
+    converted,
+    normalised,
+    standardise,
+)
 from finetune.keras_resnet import residual_features
 from finetune.keras_vit import pooled, tokens
 
@@ -45,7 +53,9 @@ def build_model(classifier: Classifier, threshold: float) -> Any:
     backbone = classifier.backbone
     z, y, x = backbone.config.cuboid_shape
     counts = keras.Input((y, x, z, CHANNELS), name="counts")
-    seen = normalised(counts) if backbone.config.normalisation == NORMALISATION else counts
+    seen = channels_first(counts)
+    if backbone.config.normalisation == NORMALISATION:
+        seen = normalised(seen)
     if isinstance(backbone, Vit3d):
         features = tokens(backbone, seen)
         if not classifier.head.config.takes_tokens:

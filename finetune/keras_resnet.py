@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from cubeclf_core.resnet import EPSILON, PlaneNorm, ResidualBlock, ResNet3d
-from finetune.keras_layers import apply, array, convolution, widened
+from finetune.keras_layers import FIRST, apply, array, convolution, widened
 
-_Z = 3  # of (b, y, x, z, c)
+_Z = 4  # of (b, c, y, x, z)
 
 
 def residual_features(backbone: ResNet3d, x: Any) -> Any:
@@ -25,7 +25,7 @@ def residual_features(backbone: ResNet3d, x: Any) -> Any:
             assert isinstance(block, ResidualBlock)
             parts = [_chain(branch.children(), x) for branch in (block.branch, block.shortcut)]
             x = layers.Activation("relu")(layers.Add()(parts))
-    return layers.GlobalAveragePooling3D()(x)
+    return layers.GlobalAveragePooling3D(data_format=FIRST)(x)
 
 
 def _chain(modules: Iterable[nn.Module], x: Any) -> Any:
@@ -49,5 +49,5 @@ def _after(module: nn.Module, x: Any) -> Any:
         case nn.ReLU():
             return layers.Activation("relu")(x)
         case nn.MaxPool3d(kernel_size=(z, y, x_size), stride=int(stride)):
-            return layers.MaxPooling3D((y, x_size, z), strides=stride)(x)
+            return layers.MaxPooling3D((y, x_size, z), strides=stride, data_format=FIRST)(x)
     raise AssertionError(f"no {type(module).__name__} in a residual network")

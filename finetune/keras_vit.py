@@ -20,7 +20,8 @@ def tokens(backbone: Vit3d, x: Any) -> Any:
     patches = convolution(widened(backbone.patch_embed.proj), x)
     registers = backbone.config.register_tokens
     ends = (1, registers)  # class token, patches, registers
-    x = layers.ZeroPadding1D(ends)(layers.Reshape((-1, width))(patches))
+    x = layers.Permute((2, 1))(layers.Reshape((width, -1))(patches))
+    x = layers.ZeroPadding1D(ends)(x)
     places = array(backbone.pos_embed)[0].reshape(*grid, width).transpose(1, 2, 0, 3)
     added = [array(backbone.cls_token)[0], places.reshape(-1, width)]
     added += [array(backbone.reg_token)[0]] if backbone.reg_token is not None else []
