@@ -29,6 +29,7 @@ from cubeclf_core.pooling import PoolsTokens, make_projection
 from cubeclf_core.vit_config import SIZES, Vit3dConfig
 
 _MULTIPLE = 32  # tokens
+_AT_A_TIME = 32  # cuboids on a CPU: the memory of more is given back each time, and zeroed anew
 _UNITS = ("amx_bf16", "avx512_bf16", "amx_int8", "avx512_vnni")
 _EPSILON = 1e-6  # of timm's normalisations
 
@@ -204,8 +205,13 @@ class FastClassifier(nn.Module):
 
     def features(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b *token feature"]:
         """What the head takes of raw cuboids: embeddings, or patch tokens."""
-        config = self.backbone.config
-        tokens = self.backbone(match_channels(cuboids.to(self.head.mean.device), config.channels))
+        cuboids = match_channels(cuboids.to(self.head.mean.device), self.backbone.config.channels)
+        if cuboids.is_cuda:
+            return self._features(cuboids)
+        return torch.cat([self._features(part) for part in cuboids.split(_AT_A_TIME)])
+
+    def _features(self, cuboids: Tensor) -> Tensor:
+        tokens = self.backbone(cuboids)
         if self.head.config.takes_tokens:
             return tokens[:, 1:]  # type: ignore[no-any-return]
         return self.backbone.pool_tokens(tokens)
