@@ -92,6 +92,7 @@ class ReadAhead(Generic[T]):
     def _put(self, item: list[T], error: BaseException | None) -> None:
         while not self._left.is_set():
             try:
-                return self._queue.put((item, error), timeout=_LOOK_S)
+                self._queue.put((item, error), timeout=_LOOK_S)
             except Full:
                 continue
+            return

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,11 @@ class VolumeAt:
             for where in (self.signal, self.background)
         )
         assert signal is not None
-        return replace(self, signal=signal, background=background)
+        channels, size = (
+            None if values is None else tuple(values)
+            for values in (self.channels, self.voxel_size_um)
+        )
+        return VolumeAt(signal, background, channels, size, self.name)
 
 
 @dataclass(frozen=True)

@@ -129,9 +129,7 @@ def read_candidates(
         on_fault=on_fault,
     )
     buffers = Buffers(1)
-    return (
-        replace(part, cuboids=_at_network(part.cuboids, shape, buffers)) for part in parts
-    )
+    return (replace(part, cuboids=_at_network(part.cuboids, shape, buffers)) for part in parts)
 
 
 def read_raw_candidates(

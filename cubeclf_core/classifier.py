@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -104,12 +104,15 @@ class LoadedClassifier:
         Probability from which on a candidate is a cell, as chosen in training.
     classes
         Names, in the order of `predict`'s columns; the second is that of cells.
+    training
+        What its file tells of the training.
     """
 
     network: Network
     config: BackboneConfig
     threshold: float = 0.5
     classes: tuple[str, ...] = HeadConfig.classes
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @torch.inference_mode()
     def predict(
@@ -168,13 +171,15 @@ class LoadedClassifier:
             yield Scored(part.index, self.predict(part.cuboids)[:, CELL_CLASS], part.padded)
 
 
-def load_classifier(path: str | Path) -> LoadedClassifier:
+def load_classifier(path: str | Path, *, exact: bool = False) -> LoadedClassifier:
     """Load a classifier from a fine-tuning run's folder, its safetensors, or an exported program.
 
     Parameters
     ----------
     path
         The folder or file.
+    exact
+        Take the network as it was trained, in float32, and not the fastest way that is nearly so.
 
     Raises
     ------
@@ -198,7 +203,8 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
         classes = HeadConfig.from_dict(header.head).classes
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is of an earlier cubeclf; export it again") from error
-    return LoadedClassifier(network, read_backbone_config(header.backbone), threshold, classes)
+    config = read_backbone_config(header.backbone)
+    return LoadedClassifier(network, config, threshold, classes, header.training)
 
 
 def load_trained(path: Path) -> tuple[Classifier, Header]:
