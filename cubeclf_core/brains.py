@@ -64,10 +64,8 @@ class VolumeAt:
             for where in (self.signal, self.background)
         )
         assert signal is not None
-        channels, size = (
-            None if values is None else tuple(values)
-            for values in (self.channels, self.voxel_size_um)
-        )
+        channels = None if self.channels is None else tuple(self.channels)
+        size = None if self.voxel_size_um is None else tuple(self.voxel_size_um)
         return VolumeAt(signal, background, channels, size, self.name)
 
 

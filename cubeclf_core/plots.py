@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -44,7 +45,7 @@ def classified_candidates(
     """
     depth, height, width = size_um
     figure = Figure(figsize=(12, 6.5), layout="constrained")
-    mosaic = [["yx", "scores"], ["zx", "scores"]]
+    mosaic: list[Any] = [["yx", "scores"], ["zx", "scores"]]
     ratios = (height, max(depth, height / 8))
     axes = figure.subplot_mosaic(mosaic, width_ratios=(1.3, 1), height_ratios=ratios)
     scored = np.isfinite(probabilities)
@@ -53,9 +54,7 @@ def classified_candidates(
         row = 1 - along
         panel, extent = axes[name], (0.0, width, tall, 0.0)
         if copy is None:
-            places = positions[:, (row, 2)] * (tall, width)
-            shown, _, _ = np.histogram2d(*places.T, bins=(100, 150), range=((0, tall), (0, width)))
-            panel.imshow(shown, cmap="gray", extent=extent)
+            panel.imshow(_counts(positions[:, (row, 2)]), cmap="gray", extent=extent)
         else:
             shown = copy.max(axis=along)
             low, high = np.percentile(shown, (1, 99.7))
@@ -72,6 +71,11 @@ def classified_candidates(
     axes["yx"].legend(loc="upper right", fontsize=8)
     _score_histogram(axes["scores"], probabilities[scored], threshold)
     return figure
+
+
+def _counts(shares: Array) -> Array:
+    """Count positions, shares of an image's sides, on a grid."""
+    return np.histogramdd(shares, bins=(100, 150), range=((0.0, 1.0), (0.0, 1.0)))[0]
 
 
 def _score_histogram(axes: Axes, probabilities: Array, threshold: float) -> None:

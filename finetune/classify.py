@@ -18,11 +18,11 @@ import numpy as np
 from cubeclf_core.brains import Brain
 from cubeclf_core.cells import Cells
 from cubeclf_core.console import progress, say
-from cubeclf_core.engine import StopRequest, stop_on_signals
 from cubeclf_core.errors import InputError, RunFailed, Stopped
 from cubeclf_core.files import check_output, remove
 from cubeclf_core.geometry import source_shape
 from cubeclf_core.runs import RunFolder, check_same_settings
+from cubeclf_core.signals import StopRequest, stop_on_signals
 from finetune.classify_cluster import Cluster, Job, open_cluster
 from finetune.classify_cohort import write_cohort
 from finetune.classify_outputs import SUMMARY, put_together, write_outputs

@@ -258,7 +258,7 @@ def _small_copy(volume: Volume) -> np.ndarray | None:
     small = [level for level in volume.levels if math.prod(level.shape) <= _SMALL]
     for level in small:
         try:
-            return level.read((0, 0, 0), level.shape, 1)[0]
+            return np.asarray(level.read((0, 0, 0), level.shape, 1)[0])
         except VolumeError:
             continue
     return None

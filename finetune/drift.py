@@ -101,7 +101,9 @@ def read_reference(training: Mapping[str, Any]) -> Reference | None:
     told = training.get("reference")
     if not isinstance(told, Mapping):
         return None
-    lists = {key: tuple(v) if isinstance(v, list | tuple) else v for key, v in told.items()}
+    lists: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in told.items()
+    }
     try:
         return Reference(**lists)
     except TypeError:

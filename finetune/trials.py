@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from cubeclf_core.checkpoint import load_checkpoint
 from cubeclf_core.classifier import Classifier
 from cubeclf_core.console import progress
-from cubeclf_core.engine import StopRequest, stop_on_signals
 from cubeclf_core.errors import Stopped
+from cubeclf_core.signals import StopRequest, stop_on_signals
 from finetune.adapt import choose_trained, merge_low_rank, parameter_groups, train_mode
 from finetune.config import FinetuneConfig
 from finetune.examples import Cuboids, Examples, Features, in_parts, keep_features
