@@ -166,14 +166,14 @@ def _digest(classifier: Path) -> str:
 def _remark(works: Sequence[Work], scorer: Scorer) -> None:
     """Say what a user may not expect."""
     for work in works:
-        name, volume = work.brain.name, work.brain.volume
         if twice := len(work.which) - sum(map(len, work.parts)):
-            say(f"note        {name}: {twice} candidates are at the place of another one")
-        if volume.n_channels < scorer.channels:
-            say(
-                f"note        {name} has no background, which the classifier takes: it sees none, "
-                "as in a part of its training"
-            )
+            say(f"note        {work.brain.name}: {twice} candidates are at the place of another")
+    lacking = [w.brain.name for w in works if w.brain.volume.n_channels < scorer.channels]
+    if lacking:
+        say(
+            f"note        no background in {', '.join(lacking)}: the classifier takes one, and "
+            "sees zeros instead, as in a part of its training"
+        )
 
 
 def _classify(

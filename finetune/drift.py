@@ -1,8 +1,8 @@
 """Whether a brain's candidates look like those that the classifier was trained on.
 
 Brains differ in their share of cells, and that is no fault. So scores are compared with the mixture
-of the cells' and the others' held-out scores that fits best, and embeddings with a distance from
-the middle between the two classes.
+of the cells' and the others' held-out scores that fits best, and embeddings with their distance
+from the middle between the two classes, in the nearest of the training brains.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _USUAL = 0.95  # share of the training's labels that lie within the distance
 FAR_SHARE = 0.3  # of a brain's candidates beyond it: from here on it is told
 _SCORES_APART = 0.15  # largest difference of two distribution functions, beside chance
 _CHANCE = 1.36  # Kolmogorov and Smirnov's, at 5 %
-_FEW = 5
+_FEW = 5  # held-out labels of a class, below which their scores tell nothing
+_ENOUGH = 10  # labels of a brain that tell what it looks like
+_BRAINS = 16  # at most, as a header should be small
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -39,17 +41,21 @@ class Reference:
         class; empty where nothing was held out.
     n_cells, n_others
         How many these were.
-    mean, deviation
-        Of each feature of an embedding, classes counted alike.
+    means
+        Of each feature of an embedding, for each brain that has labels enough, classes counted
+        alike.
+    deviation
+        Of each feature, within brains.
     far
-        Root mean square of (feature - mean) / deviation that 95 % of the labels do not exceed.
+        Root mean square of (feature - mean) / deviation, by the nearest brain, that 95 % of the
+        labels do not exceed.
     """
 
     cells: tuple[float, ...]
     others: tuple[float, ...]
     n_cells: int
     n_others: int
-    mean: tuple[float, ...]
+    means: tuple[tuple[float, ...], ...]
     deviation: tuple[float, ...]
     far: float
 
@@ -62,6 +68,7 @@ def make_reference(
     held_out: npt.NDArray[np.int64],
     probability: Floats,
     labels: npt.NDArray[np.int64],
+    brains: npt.NDArray[np.int64],
     features: Floats,
 ) -> Reference:
     """Describe the labels of a training.
@@ -74,26 +81,40 @@ def make_reference(
         Shape (m,), what was said of it.
     labels
         Shape (n,), class of each label.
+    brains
+        Shape (n,), number of its brain.
     features
         Shape (n, feature), by the trained network.
     """
-    is_cell = held_out == CELL_CLASS
     features = np.asarray(features, np.float64)
-    own = labels == CELL_CLASS
-    weight = np.where(own, 0.5 / max(1, own.sum()), 0.5 / max(1, (~own).sum()))
-    weight /= weight.sum()
-    mean = weight @ features
-    deviation = np.sqrt(weight @ np.square(features - mean)) + 1e-6
-    distance = _distance(features, mean, deviation)
+    numbers, counts = np.unique(brains, return_counts=True)
+    large = numbers[counts >= _ENOUGH][np.argsort(-counts[counts >= _ENOUGH], kind="stable")]
+    groups = [brains == number for number in large[:_BRAINS]] or [np.ones(len(labels), bool)]
+    weights = [_classes_alike(labels[group] == CELL_CLASS) for group in groups]
+    means = np.stack([w @ features[g] for g, w in zip(groups, weights, strict=True)])
+    within = [
+        w @ np.square(features[g] - mean) for g, w, mean in zip(groups, weights, means, strict=True)
+    ]
+    deviation = np.sqrt(np.mean(within, axis=0)) + 1e-6
+    distance = np.concatenate([_distance(features[group], means, deviation) for group in groups])
+    together = np.concatenate(weights)
+    is_cell = held_out == CELL_CLASS
     return Reference(
         cells=_short(_quantiles(probability[is_cell])),
         others=_short(_quantiles(probability[~is_cell])),
         n_cells=int(is_cell.sum()),
         n_others=int((~is_cell).sum()),
-        mean=_short(mean),
+        means=tuple(map(_short, means)),
         deviation=_short(deviation),
-        far=float(np.quantile(distance, _USUAL, weights=weight, method="inverted_cdf")),
+        far=float(np.quantile(distance, _USUAL, weights=together, method="inverted_cdf")),
     )
+
+
+def _classes_alike(is_cell: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Weights that add up to 1, half of it to each class that there is."""
+    n_cells = max(1, int(is_cell.sum()))
+    weight = np.where(is_cell, 1 / n_cells, 1 / max(1, len(is_cell) - n_cells))
+    return np.asarray(weight / weight.sum())
 
 
 def read_reference(training: Mapping[str, Any]) -> Reference | None:
@@ -105,8 +126,8 @@ def read_reference(training: Mapping[str, Any]) -> Reference | None:
         key: tuple(value) if isinstance(value, list) else value for key, value in told.items()
     }
     try:
-        return Reference(**lists)
-    except TypeError:
+        return Reference(**{**lists, "means": tuple(map(tuple, lists["means"]))})
+    except (TypeError, KeyError):
         return None
 
 
@@ -145,9 +166,9 @@ def compare(
                 f"scores lie away from those of the training brains (by {apart:.2f}, at best with "
                 f"{share:.0%} cells): look at some of its candidates before you rely on it"
             )
-    if len(sample) and sample.shape[1] == len(reference.mean):
-        mean, deviation = np.array(reference.mean), np.array(reference.deviation)
-        far = float((_distance(sample, mean, deviation) > reference.far).mean())
+    if len(sample) and sample.shape[1] == len(reference.deviation):
+        means, deviation = np.array(reference.means), np.array(reference.deviation)
+        far = float((_distance(sample, means, deviation) > reference.far).mean())
         if far > FAR_SHARE:
             warnings.append(
                 f"{far:.0%} of its candidates look like few of the training brains' (5 % there): "
@@ -157,9 +178,13 @@ def compare(
     return {"scores_apart": rounded[0], "far_share": rounded[1], "warnings": warnings}
 
 
-def _distance(features: Floats, mean: Floats, deviation: Floats) -> npt.NDArray[np.float64]:
-    standard = (np.asarray(features, np.float64) - mean) / deviation
-    return np.asarray(np.sqrt(np.square(standard).mean(axis=1)))
+def _distance(features: Floats, means: Floats, deviation: Floats) -> npt.NDArray[np.float64]:
+    """Distance of each embedding to the nearest of some means."""
+    apart = [
+        np.square((np.asarray(features, np.float64) - mean) / deviation).mean(axis=1)
+        for mean in means
+    ]
+    return np.asarray(np.sqrt(np.min(apart, axis=0)))
 
 
 def _apart(scores: Floats, cells: Floats, others: Floats) -> tuple[float, float]:

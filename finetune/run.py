@@ -233,7 +233,7 @@ def _reference(
     probability = (outcome.logits.double() / (temperature or 1.0)).softmax(1).numpy()
     held_out = data.labels[outcome.held_out]
     said = probability[:, CELL_CLASS] if len(held_out) else np.zeros(0)
-    return make_reference(held_out, said, data.labels, features.numpy())
+    return make_reference(held_out, said, data.labels, data.brain_numbers, features.numpy())
 
 
 def _suspected(outcome: Outcome, data: Labelled, temperature: float | None) -> tuple[Any, Any]:
