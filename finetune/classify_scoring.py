@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,16 +15,23 @@ from torch import Tensor
 
 from cubeclf_core.ahead import ReadAhead
 from cubeclf_core.candidates import CandidateCuboids, read_candidates
-from cubeclf_core.classifier import Classifier, LoadedClassifier, load_classifier
+from cubeclf_core.classifier import LoadedClassifier, load_classifier
 from cubeclf_core.errors import InputError
 from cubeclf_core.heads import CELL_CLASS
 from cubeclf_core.networks import BackboneConfig
 from cubeclf_core.volumes import Volume
 from finetune.classify_parts import Part, Scores
-from finetune.memory import embed
 
 BATCH = 64
 _FLIPS = tuple(product((False, True), repeat=3))  # along z, y, x
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """A network of ours, as it was trained or made for speed; a program tells no features."""
+
+    def features(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b *token feature"]:
+        """What its head takes of raw cuboids: embeddings, or patch tokens."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +43,13 @@ class Scorer:
     classifiers
         As they were loaded, in the order in which they were given.
     embedder
-        The first one's network, where that is known and not a program.
+        The first one's network, if it is no program.
     flips
         Whether to average over the eight ways to flip a cuboid.
     """
 
     classifiers: tuple[LoadedClassifier, ...]
-    embedder: Classifier | None
+    embedder: Embeds | None
     flips: bool
 
     @property
@@ -73,9 +81,11 @@ class Scorer:
 
     @torch.inference_mode()
     def embedding(self, cuboids: Float[Tensor, "b c z y x"]) -> Float32[np.ndarray, "b feature"]:
-        """What the first network sees in cuboids."""
+        """What the first network sees in cuboids: its embedding, or the mean of its tokens."""
         assert self.embedder is not None
-        return np.asarray(embed(self.embedder, cuboids).numpy(), np.float32)
+        features = self.embedder.features(cuboids)
+        features = features if features.ndim == 2 else features.mean(1)
+        return np.asarray(features.float().cpu().numpy())
 
 
 def load_scorer(paths: Sequence[Path], *, exact: bool, flips: bool, embeddings: bool) -> Scorer:
@@ -109,8 +119,8 @@ def load_scorer(paths: Sequence[Path], *, exact: bool, flips: bool, embeddings: 
                 f"{paths[0]} of {first.cuboid_shape} of {first.voxel_size_um}; classifiers that "
                 "are used together have to take the same"
             )
-    network = load_classifier(paths[0], exact=True).network
-    embedder = network if isinstance(network, Classifier) else None
+    network = classifiers[0].network
+    embedder = network if isinstance(network, Embeds) else None
     if embeddings and embedder is None:
         raise InputError(
             f"--embeddings needs a network, but {paths[0]} is a program that gives probabilities "
