@@ -73,17 +73,17 @@ class ReadAhead(Generic[T]):
                 raise error
             if not item:
                 return
-            yield item.pop()
+            yield item.pop()  # which nobody else keeps alive
 
     def _run(self) -> None:
         try:
-            while not self._left.is_set():
+            ended = False
+            while not (ended or self._left.is_set()):
                 start = perf_counter()
                 item = list(islice(self._items, 1))
                 self.reading_s += perf_counter() - start
+                ended = not item  # asked now: once it is in the queue, its reader empties it
                 self._put(item, None)
-                if not item:
-                    return
         except BaseException as error:
             self._put([], error)
         finally:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Generator
 
@@ -55,3 +56,15 @@ def test_who_leaves_early_leaves_no_thread_and_no_more_than_was_read_ahead() -> 
     assert threading.active_count() == before
     assert counter.closed.is_set()
     assert counter.given <= 10 + 1 + 3 + 1
+
+
+def test_nothing_is_lost_when_the_reader_is_as_quick_as_the_thread() -> None:
+    """An item that is taken while the thread has hardly let go of it."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            with ReadAhead(Counter(500).items(), 1) as reading:
+                assert sum(1 for _ in reading) == 500
+    finally:
+        sys.setswitchinterval(interval)
