@@ -23,6 +23,7 @@ from finetune.classify_parts import Part, save_part, unfinished
 from finetune.classify_scoring import Scorer, load_scorer, score_parts
 
 _PATIENCE_S = 15  # for a scheduler to answer
+_THREADS = 2  # of a worker that decode; others run beside it
 _LOOK_S = 0.5  # how often to look whether somebody wants to stop
 
 
@@ -53,7 +54,7 @@ def run_part(job: Job, part: Part) -> int:
     """Score one part and write its file, unless it is there; gives its number of candidates."""
     if unfinished(job.folder, [part], len(job.classifiers)):
         scorer = _scorer(job.classifiers, job.exact, job.flips)
-        for done, scores in score_parts(scorer, _volume(job.at), [part]):
+        for done, scores in score_parts(scorer, _volume(job.at), [part], threads=_THREADS):
             save_part(job.folder, done, scores)
     return len(part)
 

@@ -23,6 +23,7 @@ from cubeclf_core.volumes import Volume
 from finetune.classify_parts import Part, Scores
 
 BATCH = 64
+MEMORY = 256 << 20  # bytes of unfinished cuboids and decoded chunks, some 1,000 cuboids
 _FLIPS = tuple(product((False, True), repeat=3))  # along z, y, x
 
 
@@ -134,6 +135,7 @@ def score_parts(
     volume: Volume,
     parts: Iterable[Part],
     advance: Callable[[int], None] = lambda n: None,
+    threads: int | None = None,
 ) -> Iterator[tuple[Part, Scores]]:
     """Score parts one after another; the next is being read while one is scored.
 
@@ -147,13 +149,15 @@ def score_parts(
         In the order in which they are done.
     advance
         Told after each batch how many candidates it had; what it raises ends the work.
+    threads
+        That decode; by default one a core.
 
     Yields
     ------
     tuple of Part and Scores
         As soon as one is done.
     """
-    reading = _read(scorer, volume, parts)
+    reading = _read(scorer, volume, parts, threads)
     with ReadAhead(reading) as ahead:
         batches = iter(ahead)
         read_s = waited_s = 0.0
@@ -172,7 +176,9 @@ def score_parts(
 Read = tuple[Part, list[str], CandidateCuboids | None]
 
 
-def _read(scorer: Scorer, volume: Volume, parts: Iterable[Part]) -> Generator[Read, None, None]:
+def _read(
+    scorer: Scorer, volume: Volume, parts: Iterable[Part], threads: int | None
+) -> Generator[Read, None, None]:
     """Read the cuboids of parts, batch by batch; nothing more comes of a part after None."""
     for part in parts:
         faults: list[str] = []
@@ -183,6 +189,8 @@ def _read(scorer: Scorer, volume: Volume, parts: Iterable[Part]) -> Generator[Re
             voxel_size_um=scorer.config.voxel_size_um,
             n_channels=min(volume.n_channels, scorer.channels),
             batch_size=BATCH,
+            memory_bytes=MEMORY,
+            threads=threads,
             on_fault=faults.append,
         )
         for batch in batches:

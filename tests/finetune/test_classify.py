@@ -274,23 +274,22 @@ def test_a_cohort_has_a_table_and_a_folder_for_each(
     assert rows(out / "a") == rows(out / "b")
 
 
-def test_a_brain_unlike_the_training_is_warned_of(
-    simulated, noise: Noise, tmp_path: Path, command
-) -> None:
-    run = tmp_path / "run"
+def test_a_brain_unlike_the_training_is_warned_of(simulated, tmp_path: Path, command) -> None:
+    """The same brain twice, once as by a camera with a far higher offset."""
+    run, like = tmp_path / "run", simulated(1)
     words = ("--backbone", "scratch:vit-nano", "--brains", simulated(0).brains_file)
     few = ("--labels", 100, "--folds", 2)
     assert command("cubeclf-finetune", *words, *few, "--out", run).code == 0
+    volume = open_volume(like.volume)
+    offset = volume.read((0, 0, 0), volume.shape) + np.uint16(2000)
+    write_ome_zarr(tmp_path / "offset.ome.zarr", list(offset), volume.voxel_size_um)
     file = tmp_path / "brains.yaml"
-    like, unlike = simulated(1), noise
-    file.write_text(
-        yaml.safe_dump(
-            [
-                {"name": "like", "signal": str(like.volume), "cells": str(like.cells)},
-                {"name": "unlike", "signal": str(unlike.volume), "cells": str(unlike.cells)},
-            ]
-        )
-    )
+    signals = {"like": like.volume, "unlike": tmp_path / "offset.ome.zarr"}
+    brains = [
+        {"name": name, "signal": str(signal), "cells": str(like.cells)}
+        for name, signal in signals.items()
+    ]
+    file.write_text(yaml.safe_dump(brains))
     out = tmp_path / "out"
     outcome = command("cubeclf-classify", file, "--classifier", run, "--out", out)
     assert outcome.code == 0, outcome.err
