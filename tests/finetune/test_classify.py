@@ -333,6 +333,7 @@ def test_what_cannot_be_is_told_in_a_line_before_anything_is_written(
         assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_program_has_no_embeddings_to_give(noise: Noise, tmp_path: Path, command) -> None:
     program = tmp_path / "c.pt2"
     assert command("cubeclf-export", noise.classifiers[0], "--out", program).code == 0
