@@ -25,16 +25,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from cubeclf_core.cells import Cells, read_cells
-from cubeclf_core.errors import BrainsFileError, CellsOutside
+from cubeclf_core.errors import BrainsFileError
+from cubeclf_core.inside import check_inside
 from cubeclf_core.locations import Location, is_url, locate, on_disk, same_name
 from cubeclf_core.volumes import Volume, open_volume
 
 _REQUIRED = ("name", "signal")
 _KEYS = (*_REQUIRED, "background", "channels", "voxel_size_um", "cells", "group", "weight")
+
+
+@dataclass(frozen=True)
+class VolumeAt:
+    """Where a volume lies and how it is opened; see `open_volume`."""
+
+    signal: Location
+    background: Location | None = None
+    channels: Sequence[int] | None = None
+    voxel_size_um: Sequence[float] | None = None
+    name: str | None = None
+
+    def open(self) -> Volume:
+        """Open it."""
+        return open_volume(
+            self.signal,
+            background=self.background,
+            channels=self.channels,
+            voxel_size_um=self.voxel_size_um,
+            name=self.name,
+        )
+
+    def from_anywhere(self) -> VolumeAt:
+        """Give the same for a process with another working directory."""
+        signal, background = (
+            where if where is None or is_url(where) else Path(where).absolute()
+            for where in (self.signal, self.background)
+        )
+        assert signal is not None
+        channels = None if self.channels is None else tuple(self.channels)
+        size = None if self.voxel_size_um is None else tuple(self.voxel_size_um)
+        return VolumeAt(signal, background, channels, size, self.name)
 
 
 @dataclass(frozen=True)
@@ -60,6 +92,8 @@ class Brain:
         The animal that it is of, with perhaps other brains: splits keep a group together.
     cells_path
         Where its cells were read from.
+    at
+        What opens the volume again, in this or another process; None if it was made in memory.
     """
 
     name: str
@@ -70,6 +104,7 @@ class Brain:
     weight: float = 1.0
     group: str | None = None
     cells_path: Path | None = None
+    at: VolumeAt | None = None
 
 
 def load_brains(
@@ -108,51 +143,15 @@ def load_brains(
         ):
             brains += _load_file(path, voxel_size_um)
         else:
-            volume = open_volume(path, voxel_size_um=voxel_size_um)
-            brains.append(Brain(volume.name, volume, None, on_disk(path), same_name(path)))
+            at = VolumeAt(path, voxel_size_um=voxel_size_um)
+            volume = at.open()
+            brains.append(Brain(volume.name, volume, None, on_disk(path), same_name(path), at=at))
     twice = [name for name, n in Counter(brain.name for brain in brains).items() if n > 1]
     if twice:
         raise BrainsFileError(
             f"two brains are named {twice[0]!r}; give each its own name in a brains file"
         )
     return brains
-
-
-def check_inside(cells: Cells, volume: Volume, source: object) -> None:
-    """Check that all positions, rounded to voxels, lie inside a volume.
-
-    Parameters
-    ----------
-    cells
-        Positions z y x in voxels of the volume.
-    volume
-        Where they should lie, 0 to shape - 1.
-    source
-        What to call the cells in the error: their file.
-
-    Raises
-    ------
-    CellsOutside
-        If any lies outside.
-    """
-    outside = _outside(cells.positions, volume)
-    if not outside.any():
-        return
-    if not _outside(cells.positions[:, ::-1], volume).any():
-        cause = "with x and z swapped all would lie inside"
-    else:
-        cause = "were they found at another resolution, in another brain, or are x y z swapped?"
-    where = ", ".join(f"{p:g}" for p in cells.positions[outside][0])
-    shape = " × ".join(str(n) for n in volume.shape)
-    raise CellsOutside(
-        f"{source}: {int(outside.sum())} of {len(cells)} positions lie outside "
-        f"{volume.name}, whose shape z y x is {shape} (the first at {where}); {cause}"
-    )
-
-
-def _outside(positions: np.ndarray, volume: Volume) -> np.ndarray:
-    voxels = np.rint(positions)
-    return np.asarray(((voxels < 0) | (voxels > np.array(volume.shape) - 1)).any(axis=1))
 
 
 def _load_file(path: Path, voxel_size_um: Sequence[float] | None) -> list[Brain]:
@@ -177,13 +176,14 @@ def _load_entry(
         None if entry.get(key) is None else locate(entry[key], file.parent)
         for key in ("background", "cells")
     )
-    volume = open_volume(
+    at = VolumeAt(
         signal,
         background=background,
         channels=entry.get("channels"),
         voxel_size_um=voxel_size_um if size is None else size,
         name=name,
     )
+    volume = at.open()
     cells = None if cells_path is None else read_cells(Path(cells_path))
     if cells is not None:
         check_inside(cells, volume, cells_path)
@@ -198,6 +198,7 @@ def _load_entry(
         weight=1.0 if weight is None else float(weight),
         group=None if group is None else str(group),
         cells_path=None if cells is None else Path(str(cells_path)),
+        at=at,
     )
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cubeclf_core.axes import Shape3
+from cubeclf_core.errors import VolumeError
 from cubeclf_core.volumes import Volume
 
 Integers = npt.NDArray[np.int64]
@@ -34,9 +36,38 @@ class Visit:
         """First voxel z y x of what is read."""
         return np.asarray(self.low.min(axis=0))
 
-    def read(self, volume: Volume, n_channels: int) -> tuple[Visit, Box]:
-        """Read what the cuboids need of the cell; gives the visit too, for whoever waits."""
-        return self, volume.read(self.corner, self.high.max(axis=0), n_channels)
+    def read(self, volume: Volume, n: int) -> Decoded:
+        """Read what the cuboids need of the cell, of the first `n` channels."""
+        box = volume.read(self.corner, self.high.max(axis=0), n)
+        return Decoded(self, box, np.zeros(len(self.who), bool))
+
+    def salvage(self, volume: Volume, n: int) -> Decoded:
+        """Read as `read` does; where that fails, what each cuboid needs by itself."""
+        try:
+            return self.read(volume, n)
+        except VolumeError as error:
+            fault = str(error)
+        corner = self.corner
+        box = np.zeros((n, *(self.high.max(axis=0) - corner).tolist()), volume.dtype)
+        lost = np.zeros(len(self.who), bool)
+        for i, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
+            try:
+                part = volume.read(low, high, n)
+            except VolumeError:
+                lost[i] = True
+            else:
+                at = map(slice, (low - corner).tolist(), (high - corner).tolist())
+                box[(slice(None), *at)] = part
+        return Decoded(self, box, lost, fault)
+
+
+class Decoded(NamedTuple):
+    """A visit, what was read, and which of its cuboids lack a part because of what fault."""
+
+    visit: Visit
+    box: Box
+    lost: npt.NDArray[np.bool_]
+    fault: str | None = None
 
 
 class Plan:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, pairwise, product
 
 import numpy as np
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from cubeclf_core.axes import Shape3, Size3
 from cubeclf_core.buffers import Buffers
-from cubeclf_core.candidate_plan import Box, Integers, Plan, Visit, reflect
+from cubeclf_core.candidate_plan import Box, Decoded, Integers, Plan, Visit, reflect
 from cubeclf_core.copying import copy_box
 from cubeclf_core.geometry import source_shape, starts_around
 from cubeclf_core.resample import resample
@@ -38,6 +39,8 @@ _CELL = (64, 128, 128)  # voxels read in one call, where chunks are smaller: cal
 _MEMORY_BYTES = 1 << 30
 _SPARE = 2  # batches' memory kept to be used again
 _PLAN_BYTES = 300  # a candidate, measured
+
+OnFault = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,14 @@ class CandidateCuboids:
         that was asked for.
     padded
         Shape (b,), whether a part lay outside the volume and was reflected.
+    unread
+        Shape (b,), whether a part could not be read; it is zero then.
     """
 
     index: Integers
     cuboids: Shaped[Tensor, "b c z y x"]
     padded: npt.NDArray[np.bool_]
+    unread: npt.NDArray[np.bool_]
 
 
 def read_candidates(
@@ -70,6 +76,7 @@ def read_candidates(
     batch_size: int = 64,
     memory_bytes: int = _MEMORY_BYTES,
     threads: int | None = None,
+    on_fault: OnFault | None = None,
 ) -> Iterator[CandidateCuboids]:
     """Read the cuboids around positions at a network's voxel size, in bounded memory.
 
@@ -91,7 +98,11 @@ def read_candidates(
         Of unfinished cuboids and decoded chunks together. Less than two chunks, or than the cuboids
         around one place, it cannot be.
     threads
-        That decode ahead; by default one a core. What is read does not depend on them.
+        That decode ahead; by default one a core. What is read does not depend on them, nor which
+        cuboids come together.
+    on_fault
+        Takes the message where voxels cannot be read; those candidates that need them are flagged.
+        Without it, that is an error.
 
     Returns
     -------
@@ -103,7 +114,8 @@ def read_candidates(
     VolumeTooSmall
         If the volume is smaller than one cuboid.
     VolumeError
-        If its voxels are far too coarse, or, while iterating, a chunk cannot be decoded.
+        If its voxels are far too coarse, or, while iterating and without `on_fault`, a chunk
+        cannot be decoded.
     """
     parts = read_raw_candidates(
         volume,
@@ -114,12 +126,10 @@ def read_candidates(
         batch_size=batch_size,
         memory_bytes=memory_bytes,
         threads=threads,
+        on_fault=on_fault,
     )
     buffers = Buffers(1)
-    return (
-        CandidateCuboids(part.index, _at_network(part.cuboids, shape, buffers), part.padded)
-        for part in parts
-    )
+    return (replace(part, cuboids=_at_network(part.cuboids, shape, buffers)) for part in parts)
 
 
 def read_raw_candidates(
@@ -132,6 +142,7 @@ def read_raw_candidates(
     batch_size: int = 64,
     memory_bytes: int = _MEMORY_BYTES,
     threads: int | None = None,
+    on_fault: OnFault | None = None,
 ) -> Iterator[CandidateCuboids]:
     """Read as `read_candidates` does, but in the volume's own dtype and voxel size.
 
@@ -150,11 +161,12 @@ def read_raw_candidates(
     # A cell exists twice while it is decoded: as the chunk, and as the box it is copied to.
     cell_bytes = 2 * voxel_bytes * int(np.minimum(cell, volume.shape).prod())
     ahead = min(2 * n_threads, max(1, memory_bytes // 4 // cell_bytes))
-    others = ahead * cell_bytes + _PLAN_BYTES * len(positions)
+    # A quarter, however many threads there are: which cuboids come together depends on none.
+    others = max(memory_bytes // 4, cell_bytes) + _PLAN_BYTES * len(positions)
     budget = max(memory_bytes // 4, memory_bytes - others)
     n_live = max(1, budget // (voxel_bytes * int(np.prod(extent))))
     plan = Plan(volume, starts_around(positions, extent), extent, cell, batch_size, n_live)
-    return _gather(volume, plan, n_channels, n_threads, ahead)
+    return _gather(volume, plan, n_channels, n_threads, ahead, on_fault)
 
 
 def read_all_candidates(
@@ -181,7 +193,7 @@ def read_all_candidates(
     ):
         cuboids[torch.from_numpy(part.index)] = part.cuboids
         padded[part.index] = part.padded
-    return CandidateCuboids(np.arange(len(positions)), cuboids, padded)
+    return CandidateCuboids(np.arange(len(positions)), cuboids, padded, np.zeros_like(padded))
 
 
 def _at_network(
@@ -197,15 +209,25 @@ def _at_network(
 
 
 def _gather(
-    volume: Volume, plan: Plan, n_channels: int, threads: int, ahead: int
+    volume: Volume,
+    plan: Plan,
+    n_channels: int,
+    threads: int,
+    ahead: int,
+    on_fault: OnFault | None,
 ) -> Iterator[CandidateCuboids]:
     """Hand the voxels of each cell to its cuboids, and yield the batches that are complete."""
     n, size = len(plan.rank), plan.batch_size
     buffers = Buffers(_SPARE)
     batches: dict[int, Box] = {}
     missing: dict[int, int] = {}
-    with closing(_decoded(volume, plan, n_channels, threads, ahead)) as decoded:
-        for visit, box in decoded:
+    unread = np.zeros(n, bool)
+    read = partial(Visit.read if on_fault is None else Visit.salvage, volume=volume, n=n_channels)
+    with closing(_decoded(plan, read, threads, ahead)) as decoded:
+        for visit, box, lost, fault in decoded:
+            if fault is not None and on_fault is not None:
+                on_fault(fault)
+                unread[visit.who[lost]] = True
             starts, corner = plan.starts[visit.who], visit.corner
             parts = visit.low - starts, visit.low - corner, visit.high - visit.low
             for who, rank, completed, padded, to, at, part in zip(
@@ -231,23 +253,23 @@ def _gather(
                     index = plan.by_rank[which * size :][:size]
                     del cuboid, missing[which]
                     cuboids = torch.from_numpy(batches.pop(which))
-                    yield CandidateCuboids(index, cuboids, plan.padded[index])
+                    yield CandidateCuboids(index, cuboids, plan.padded[index], unread[index])
                     del cuboids  # its memory is used again
             del box  # before the next is waited for
     assert not batches
 
 
 def _decoded(
-    volume: Volume, plan: Plan, n_channels: int, threads: int, ahead: int
-) -> Generator[tuple[Visit, Box], None, None]:
+    plan: Plan, read: Callable[[Visit], Decoded], threads: int, ahead: int
+) -> Generator[Decoded, None, None]:
     """Decode the cells of a plan, `ahead` of them before they are asked for."""
     visits = plan.visits()
-    pending: deque[Future[tuple[Visit, Box]]] = deque()
+    pending: deque[Future[Decoded]] = deque()
     pool = ThreadPoolExecutor(threads, "candidates")
     try:
         while True:
             for visit in islice(visits, ahead - len(pending)):
-                pending.append(pool.submit(visit.read, volume, n_channels))
+                pending.append(pool.submit(read, visit))
             if not pending:
                 return
             yield pending.popleft().result()

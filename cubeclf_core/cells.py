@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -35,12 +35,8 @@ _READERS: dict[str, Callable[[Path], Sequence[_Row]]] = {
     ".yaml": read_yaml,
     ".csv": read_csv,
 }
-_WRITERS: dict[str, Callable[[Path, Sequence[_Row]], None]] = {
-    ".xml": write_xml,
-    ".yml": write_yaml,
-    ".yaml": write_yaml,
-    ".csv": write_csv,
-}
+_AT_A_TIME = 8192  # rows in the making, as Python's numbers are large
+Metadata = Iterable[Mapping[str, float | bool | None]]
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ def read_cells(path: str | Path) -> Cells:
     return Cells(positions, types)
 
 
-def write_cells(path: str | Path, cells: Cells) -> None:
+def write_cells(path: str | Path, cells: Cells, metadata: Metadata | None = None) -> None:
     """Write a cells file that cellfinder, brainmapper and napari read.
 
     Parameters
@@ -120,6 +116,8 @@ def write_cells(path: str | Path, cells: Cells) -> None:
         In XML, positions are rounded to whole voxels, as that format has integers only, and are
         grouped by type, within a type in their order. YAML and CSV keep fractions and the order;
         brainglobe-utils cuts the fractions off where it reads YAML.
+    metadata
+        Of each cell, what else there is to say; only YAML has a place for it.
 
     Raises
     ------
@@ -128,13 +126,22 @@ def write_cells(path: str | Path, cells: Cells) -> None:
     """
     assert np.isfinite(cells.positions).all()
     path = Path(path)
-    writer = _by_suffix(_WRITERS, path)
-    rows = [
-        (z, y, x, kind)
-        for (z, y, x), kind in zip(cells.positions.tolist(), cells.types.tolist(), strict=True)
-    ]
+    suffix = _by_suffix({key: key for key in _READERS}, path)
     with replacing(path) as temporary:
-        writer(temporary, rows)
+        if suffix == ".xml":
+            write_xml(temporary, _rows(cells[np.argsort(cells.types, kind="stable")]))
+        elif suffix == ".csv":
+            write_csv(temporary, _rows(cells))
+        else:
+            write_yaml(temporary, _rows(cells), len(cells), metadata)
+
+
+def _rows(cells: Cells) -> Iterator[_Row]:
+    for start in range(0, len(cells), _AT_A_TIME):
+        part = slice(start, start + _AT_A_TIME)
+        positions, types = cells.positions[part].tolist(), cells.types[part].tolist()
+        for (z, y, x), kind in zip(positions, types, strict=True):
+            yield z, y, x, kind
 
 
 def _by_suffix(formats: dict[str, T], path: Path) -> T:

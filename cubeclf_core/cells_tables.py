@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,20 @@ def read_yaml(path: Path) -> list[tuple[float, float, float, int]]:
     return [_row(cell, f"cell {i}") for i, cell in enumerate(cells, 1)]
 
 
-def write_yaml(path: Path, rows: Sequence[tuple[float, float, float, int]]) -> None:
-    """Write z, y, x and types, without metadata."""
+def write_yaml(
+    path: Path,
+    rows: Iterable[tuple[float, float, float, int]],
+    n: int,
+    metadata: Iterable[Mapping[str, float | bool | None]] | None = None,
+) -> None:
+    """Write z, y, x and types of `n` cells, with metadata of each where they are given."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(f"{_MARKER}: true\nnum_candidates: {len(rows)}\n")
-        file.write("candidate_cells:\n" if rows else "candidate_cells: []\n")
-        for z, y, x, kind in rows:
+        file.write(f"{_MARKER}: true\nnum_candidates: {n}\n")
+        file.write("candidate_cells:\n" if n else "candidate_cells: []\n")
+        for (z, y, x, kind), of_it in zip(rows, metadata or repeat({}, n), strict=True):
             file.write(f"  - x: {_spell(x)}\n    y: {_spell(y)}\n    z: {_spell(z)}\n")
-            file.write(f"    type: {kind}\n    metadata: {{}}\n")
+            # JSON is YAML too, and quicker to write.
+            file.write(f"    type: {kind}\n    metadata: {json.dumps(of_it)}\n")
 
 
 def read_csv(path: Path) -> list[tuple[float, float, float, int]]:
@@ -59,7 +67,7 @@ def read_csv(path: Path) -> list[tuple[float, float, float, int]]:
         return [_row(line, f"line {table.line_num}") for line in table]
 
 
-def write_csv(path: Path, rows: Sequence[tuple[float, float, float, int]]) -> None:
+def write_csv(path: Path, rows: Iterable[tuple[float, float, float, int]]) -> None:
     """Write x, y, z and types, after a column that counts the lines."""
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")

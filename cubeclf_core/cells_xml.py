@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
+
+_HEAD = """<?xml version='1.0' encoding='UTF-8'?>
+<CellCounter_Marker_File>
+  <Image_Properties>
+    <Image_Filename>placeholder.tif</Image_Filename>
+  </Image_Properties>
+  <Marker_Data>
+    <Current_Type>1</Current_Type>
+"""
 
 
 def read_xml(path: Path) -> list[tuple[float, float, float, int]]:
@@ -17,32 +27,41 @@ def read_xml(path: Path) -> list[tuple[float, float, float, int]]:
     ValueError
         If a marker lacks something.
     """
-    rows = []
-    for group in ET.parse(path).iter("Marker_Type"):
-        kind = int(_text(group, "Type"))
-        for marker in group.iter("Marker"):
-            z, y, x = (float(_text(marker, f"Marker{axis}")) for axis in "ZYX")
-            rows.append((z, y, x, kind))
+    rows: list[tuple[float, float, float, int]] = []
+    group: ET.Element | None = None
+    with path.open("rb") as file:
+        places: list[tuple[float, float, float]] = []
+        # Markers are forgotten one by one: a tree of a million takes gigabytes.
+        for event, element in ET.iterparse(file, ("start", "end")):
+            if element.tag == "Marker_Type":
+                if event == "end":
+                    kind = int(_text(element, "Type"))
+                    rows += [(*place, kind) for place in places]
+                group = element if event == "start" else None
+                places = []
+            elif element.tag == "Marker" and event == "end" and group is not None:
+                z, y, x = (float(_text(element, f"Marker{axis}")) for axis in "ZYX")
+                places.append((z, y, x))
+                group.remove(element)
     return rows
 
 
-def write_xml(path: Path, rows: Sequence[tuple[float, float, float, int]]) -> None:
-    """Write z, y, x and types, rounded and grouped by type."""
-    root = ET.Element("CellCounter_Marker_File")
-    image = ET.SubElement(root, "Image_Properties")
-    ET.SubElement(image, "Image_Filename").text = "placeholder.tif"
-    data = ET.SubElement(root, "Marker_Data")
-    ET.SubElement(data, "Current_Type").text = "1"
-    for kind in sorted({row[3] for row in rows}):
-        group = ET.SubElement(data, "Marker_Type")
-        ET.SubElement(group, "Type").text = str(kind)
-        for z, y, x, other in rows:
-            if other == kind:
-                marker = ET.SubElement(group, "Marker")
-                for axis, value in zip("XYZ", (x, y, z), strict=True):
-                    ET.SubElement(marker, f"Marker{axis}").text = str(round(value))
-    ET.indent(root)
-    ET.ElementTree(root).write(path, encoding="UTF-8", xml_declaration=True)
+def write_xml(path: Path, rows: Iterable[tuple[float, float, float, int]]) -> None:
+    """Write z, y, x, rounded, and types; rows of one type come together."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(_HEAD)
+        for kind, group in groupby(rows, key=lambda row: row[3]):
+            file.write(f"    <Marker_Type>\n      <Type>{kind}</Type>\n")
+            for z, y, x, _ in group:
+                file.write(
+                    "      <Marker>\n"
+                    f"        <MarkerX>{round(x)}</MarkerX>\n"
+                    f"        <MarkerY>{round(y)}</MarkerY>\n"
+                    f"        <MarkerZ>{round(z)}</MarkerZ>\n"
+                    "      </Marker>\n"
+                )
+            file.write("    </Marker_Type>\n")
+        file.write("  </Marker_Data>\n</CellCounter_Marker_File>\n")
 
 
 def _text(element: ET.Element, tag: str) -> str:

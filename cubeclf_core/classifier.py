@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -64,12 +64,15 @@ class LoadedClassifier:
         Probability from which on a candidate is a cell, as chosen in training.
     classes
         Names, in the order of `predict`'s columns; the second is that of cells.
+    training
+        What its file tells of the training.
     """
 
     network: Network
     config: BackboneConfig
     threshold: float = 0.5
     classes: tuple[str, ...] = HeadConfig.classes
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @torch.inference_mode()
     def predict(
@@ -161,7 +164,8 @@ def load_classifier(path: str | Path, *, exact: bool = False) -> LoadedClassifie
         classes = HeadConfig.from_dict(header.head).classes
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is of an earlier cubeclf; export it again") from error
-    return LoadedClassifier(network, read_backbone_config(header.backbone), threshold, classes)
+    config = read_backbone_config(header.backbone)
+    return LoadedClassifier(network, config, threshold, classes, header.training)
 
 
 def _load_network(path: Path, *, exact: bool) -> tuple[Network, Header]:

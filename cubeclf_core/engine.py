@@ -1,4 +1,4 @@
-"""What every training loop needs and no method knows of: devices, precision, signals, resuming.
+"""What every training loop needs and no method knows of: devices, precision, ranks, resuming.
 
 State is kept as a weights file like any other (safetensors and JSON, no pickle), written beside its
 place and renamed: a kill in the middle of writing, or a full disk, leaves the last one.
@@ -7,11 +7,8 @@ place and renamed: a kill in the middle of writing, or a full disk, leaves the l
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -24,8 +21,8 @@ from torch import Tensor, nn
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CheckpointError, RunFailed
 from cubeclf_core.network_configs import read_backbone_config
+from cubeclf_core.signals import StopRequest
 
-_STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C; SLURM, before it takes a machine back
 T = TypeVar("T")
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
@@ -71,22 +68,13 @@ class _KeepsCounts(MixedPrecision):
         return data
 
 
-class StopRequest:
-    """Whether somebody has asked the process to stop; it stops where it is safe."""
-
-    def __init__(self) -> None:
-        self.signal: str | None = None
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-    def anywhere(self, fabric: Fabric) -> bool:
-        """Whether any rank has been asked; all ranks have to call this together."""
-        if fabric.world_size == 1:
-            return bool(self)
-        asked = torch.tensor(float(bool(self)), device=fabric.device)
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        return bool(asked.item())
+def asked_anywhere(stop: StopRequest, fabric: Fabric) -> bool:
+    """Whether any rank has been asked to stop; all ranks have to call this together."""
+    if fabric.world_size == 1:
+        return bool(stop)
+    asked = torch.tensor(float(bool(stop)), device=fabric.device)
+    dist.all_reduce(asked, dist.ReduceOp.MAX)
+    return bool(asked.item())
 
 
 def raise_on_all(fabric: Fabric, error: Exception | None) -> None:
@@ -133,31 +121,6 @@ def gather_objects(fabric: Fabric, mine: T) -> list[T]:
     found: list[Any] = [None] * fabric.world_size
     dist.all_gather_object(found, mine)
     return found
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn Ctrl-C, SIGTERM and SIGUSR1 into a request; a second one of a kind acts at once.
-
-    Windows has no SIGUSR1, and sends no SIGTERM that could be caught.
-    """
-    request = StopRequest()
-    before: dict[int, Any] = {}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        del frame
-        request.signal = signal.Signals(number).name
-        signal.signal(number, before[number])
-
-    for name in _STOPPING:
-        if hasattr(signal, name):
-            number = getattr(signal, name)
-            before[number] = signal.signal(number, ask)
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def save_state(

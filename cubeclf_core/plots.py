@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,43 +13,78 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from cubeclf_core.drawing import Array, scale_bar
 
+_MANY = 2000  # candidates
 _CELL, _NO_CELL = "#f2b134", "#3aa0c9"  # told apart by colour-blind readers too
 
 
 def classified_candidates(
-    projection: Array, positions: Array, accepted: Array, probabilities: Array, threshold: float
+    copy: Array | None,
+    positions: Array,
+    accepted: Array,
+    probabilities: Array,
+    threshold: float,
+    size_um: Sequence[float],
 ) -> Figure:
-    """Show accepted and rejected candidates over a projection, and the histogram of scores.
+    """Show accepted and rejected candidates over two projections, and the histogram of scores.
 
     Parameters
     ----------
-    projection
-        Shape (y, x), a maximum projection along z, at any scale.
+    copy
+        Shape (z, y, x), of the whole volume at any scale; its maxima are shown. None: how many
+        candidates there are instead.
     positions
         Shape (n, 3), z y x, as shares of the volume's shape.
     accepted
         Shape (n,), bool.
     probabilities
-        Shape (n,), of being a cell.
+        Shape (n,), of being a cell; NaN where there is none.
     threshold
         From which on a candidate is accepted.
+    size_um
+        Of the volume, z y x.
     """
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
-    image, histogram = figure.subplots(1, 2, width_ratios=(1.3, 1))
-    low, high = np.percentile(projection, (1, 99.7))
-    image.imshow(projection, cmap="gray", vmin=low, vmax=high)
-    size = np.array(projection.shape)
-    for which, colour, name in ((~accepted, _NO_CELL, "rejected"), (accepted, _CELL, "cell")):
-        y, x = (positions[which, 1:] * size - 0.5).T
-        label = f"{name} ({int(which.sum())})"
-        image.scatter(x, y, s=18, facecolors="none", edgecolors=colour, lw=0.8, label=label)
-    image.set(xticks=[], yticks=[], title="maximum projection along z")
-    image.legend(loc="upper right", fontsize=8)
-    histogram.hist(probabilities, bins=np.linspace(0, 1, 41).tolist(), color="0.5")
-    histogram.axvline(threshold, color="k", lw=1, ls="--", label=f"threshold {threshold:g}")
-    histogram.set(xlabel="probability of a cell", ylabel="candidates")
-    histogram.legend(frameon=False)
+    depth, height, width = size_um
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    mosaic: list[Any] = [["yx", "scores"], ["zx", "scores"]]
+    ratios = (height, max(depth, height / 8))
+    axes = figure.subplot_mosaic(mosaic, width_ratios=(1.3, 1), height_ratios=ratios)
+    scored = np.isfinite(probabilities)
+    kinds = ((scored & ~accepted, _NO_CELL, "rejected"), (accepted, _CELL, "cell"))
+    for name, along, tall in (("yx", 0, height), ("zx", 1, depth)):
+        row = 1 - along
+        panel, extent = axes[name], (0.0, width, tall, 0.0)
+        if copy is None:
+            panel.imshow(_counts(positions[:, (row, 2)]), cmap="gray", extent=extent)
+        else:
+            shown = copy.max(axis=along)
+            low, high = np.percentile(shown, (1, 99.7))
+            panel.imshow(shown, cmap="gray", vmin=low, vmax=high, extent=extent)
+        size = float(np.clip(18 * 1500 / len(positions), 0.5, 18))
+        for which, colour, kind in kinds:
+            y, x = (positions[which][:, (row, 2)] * (tall, width)).T
+            label = f"{kind} ({int(which.sum()):,})"
+            panel.scatter(x, y, s=size, facecolors="none", edgecolors=colour, lw=0.8, label=label)
+        panel.set(xticks=[], yticks=[], xlim=(0, width), ylim=(tall, 0))
+        what = "maximum" if copy is not None else "number of candidates"
+        panel.set_title(f"{what} along {'zy'[along]}", fontsize=9)
+    scale_bar(axes["yx"], height, width)
+    axes["yx"].legend(loc="upper right", fontsize=8)
+    _score_histogram(axes["scores"], probabilities[scored], threshold)
     return figure
+
+
+def _counts(shares: Array) -> Array:
+    """Count positions, shares of an image's sides, on a grid."""
+    return np.histogramdd(shares, bins=(100, 150), range=((0.0, 1.0), (0.0, 1.0)))[0]
+
+
+def _score_histogram(axes: Axes, probabilities: Array, threshold: float) -> None:
+    """Draw how many candidates have which probability, and the threshold."""
+    many = len(probabilities) > _MANY  # of which most are rejected: what is accepted has to show
+    axes.hist(probabilities, bins=np.linspace(0, 1, 41).tolist(), color="0.5", log=many)
+    axes.axvline(threshold, color="k", lw=1, ls="--", label=f"threshold {threshold:.3g}")
+    axes.set(xlabel="probability of a cell", ylabel="candidates", xlim=(0, 1))
+    axes.legend(frameon=False, fontsize=8)
 
 
 def tissue_map(name: str, overview: Array, mask: Array, voxel_size_um: Sequence[float]) -> Figure:

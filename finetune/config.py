@@ -339,21 +339,24 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class ClassifyConfig:
-    """Give every candidate of a brain its probability of being a cell.
+    """Give every candidate of a brain, or of a cohort, its probability of being a cell.
 
-    OUT gets points/cell_classification.xml and points/cells.xml, as brainmapper lays them out,
-    candidates.csv in the order of the input, and a picture. Candidates at the border are padded
-    and flagged, never dropped.
+    OUT gets points/cell_classification.xml and points/cells.xml, as brainmapper lays them out, the
+    same as YAML with probabilities, candidates.csv in the order of the input, and a picture.
+    Candidates at the border are padded and flagged, never dropped. A run that was killed goes on
+    with the same command and --resume.
 
     Parameters
     ----------
     brain
         OME-Zarr or zarr array (also by URL), folder of TIFF planes, TIFF stack, or a brains file of
-        one brain.
+        one brain or several; OUT has a folder for each of several, and a table of all.
     classifier
-        Exported file, or folder of a fine-tuning run.
+        Exported file, or folder of a fine-tuning run. Given several times: probabilities are
+        averaged, and the table says how far they disagree.
     cells
-        Candidates, a cells XML, YAML or CSV in voxels of the brain.
+        Candidates, a cells XML, YAML or CSV in voxels of the brain; by default those that a brains
+        file names.
     out
         Folder to write.
     background
@@ -362,20 +365,50 @@ class ClassifyConfig:
         Z Y X, if the brain does not say.
     threshold
         Probability from which on a candidate is a cell; by default the classifier's own.
+    embeddings
+        Keep what the network sees of each candidate too, in the table and in embeddings.npy.
+    tta
+        Average over the eight ways to flip a cuboid: eight times the work.
+    exact
+        In float32 throughout, as the network was trained; by default the fastest way that this
+        machine has and that is nearly so.
+    cluster
+        Share the work out by dask.distributed: a scheduler's address (tcp://HOST:8786), its
+        scheduler file, or local:4 for four processes on this machine.
+    resume
+        Go on with the run in OUT where it was stopped; starts one if there is none.
     overwrite
         Replace OUT if it exists.
+    part
+        Candidates that are scored in one go, about; what a kill costs at most.
     """
 
     brain: str
     _: KW_ONLY
-    classifier: Path
-    cells: Path
+    classifier: Annotated[tuple[Path, ...], Parameter(negative=())]
+    cells: Path | None = None
     out: Path
     background: str | None = None
     voxel_size_um: tuple[float, float, float] | None = None
     threshold: float | None = None
+    embeddings: bool = False
+    tta: bool = False
+    exact: bool = False
+    cluster: str | None = None
+    resume: bool = False
     overwrite: bool = False
+    part: Annotated[int, _HIDDEN] = 4096
 
     def __post_init__(self) -> None:
         fits = self.threshold is None or 0 <= self.threshold <= 1
         require(fits, "--threshold", self.threshold, "a probability")
+        require(len(self.classifier) > 0, "--classifier", "nothing", "a file or folder")
+        require(self.part >= 1, "--part", self.part, "at least 1")
+        either = not (self.resume and self.overwrite)
+        require(
+            either, "--resume with --overwrite", "given", "one of the two: go on, or begin anew"
+        )
+        if self.cluster is not None:
+            known = re.fullmatch(r"local(:[1-9]\d*)?|[a-z]+://\S+|.*\.json", self.cluster)
+            expected = "local:4, tcp://HOST:PORT, or a scheduler's .json file"
+            require(known is not None, "--cluster", self.cluster, expected)

@@ -41,14 +41,15 @@ class Memory:
     volumes: list[str]
 
 
-def save_memory(path: Path, classifier: Classifier, data: Labelled) -> None:
-    """Write what the classifier says of its labels, beside its weights."""
+def save_memory(path: Path, classifier: Classifier, data: Labelled) -> Float[Tensor, "n feature"]:
+    """Write what the classifier sees in its labels, beside its weights, and give it back."""
     everything = torch.arange(len(data))
     features = in_parts(partial(embed, classifier), lambda index: data.cuboids[index], everything)
     tensors = {"features": features, "positions_um": torch.from_numpy(data.positions_um)}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"volumes": json.dumps(data.volumes)})
+    return tensors["features"]
 
 
 def load_memory(path: Path) -> Memory:

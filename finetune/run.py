@@ -24,6 +24,7 @@ from cubeclf_core.trained import Classifier, save_classifier
 from finetune.adapt import choose_trained
 from finetune.assessment import Account, Tested, assess
 from finetune.config import FinetuneConfig
+from finetune.drift import Reference, make_reference
 from finetune.examples import in_parts
 from finetune.label_errors import label_errors
 from finetune.labels import Labelled, group_of, join, read_labelled
@@ -77,6 +78,7 @@ def finetune(config: FinetuneConfig) -> None:
         outcome = _train(config, base, data, splits, run, fabric, resumed=resumed)
         classifier = outcome.classifier
         temperature, threshold = _calibrate(config, outcome, data)
+        features = save_memory(run.exported / "labelled.safetensors", classifier, data)
         training = {
             "backbone": start.origin,
             "labels": {
@@ -88,9 +90,9 @@ def finetune(config: FinetuneConfig) -> None:
             "epochs": outcome.epochs,
             "seed": config.seed,
             "threshold": threshold.threshold,
+            "reference": _reference(outcome, data, temperature, features).to_dict(),
         }
         save_classifier(run.exported / "classifier.safetensors", classifier, training)
-        save_memory(run.exported / "labelled.safetensors", classifier, data)
         account = Account(
             config=config,
             trained=_sentence(config, start, outcome),
@@ -222,6 +224,16 @@ def _calibrate(
     outcome.classifier.head.temperature.fill_(temperature)
     probability = (outcome.logits.double() / temperature).softmax(1)[:, CELL_CLASS].numpy()
     return temperature, choose_threshold(rule, labels, probability)
+
+
+def _reference(
+    outcome: Outcome, data: Labelled, temperature: float | None, features: torch.Tensor
+) -> Reference:
+    """Say what the labels look like, so that a brain that looks otherwise can be told."""
+    probability = (outcome.logits.double() / (temperature or 1.0)).softmax(1).numpy()
+    held_out = data.labels[outcome.held_out]
+    said = probability[:, CELL_CLASS] if len(held_out) else np.zeros(0)
+    return make_reference(held_out, said, data.labels, data.brain_numbers, features.numpy())
 
 
 def _suspected(outcome: Outcome, data: Labelled, temperature: float | None) -> tuple[Any, Any]:

@@ -18,13 +18,13 @@ import numpy.typing as npt
 import torch
 from scipy.spatial import cKDTree
 
-from cubeclf_core.brains import check_inside
 from cubeclf_core.candidates import read_candidates
 from cubeclf_core.cells import Cells, read_cells, write_cells
 from cubeclf_core.console import progress, say
 from cubeclf_core.errors import InputError
 from cubeclf_core.files import check_output, replacing
 from cubeclf_core.heads import CELL_CLASS
+from cubeclf_core.inside import check_inside
 from cubeclf_core.trained import Classifier, load_trained
 from cubeclf_core.volumes import Volume
 from finetune.config import SuggestConfig

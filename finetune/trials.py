@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from cubeclf_core.checkpoint import load_checkpoint
 from cubeclf_core.console import progress
-from cubeclf_core.engine import StopRequest, stop_on_signals
 from cubeclf_core.errors import Stopped
+from cubeclf_core.signals import StopRequest, stop_on_signals
 from cubeclf_core.trained import Classifier
 from finetune.adapt import choose_trained, merge_low_rank, parameter_groups, train_mode
 from finetune.config import FinetuneConfig

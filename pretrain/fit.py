@@ -16,16 +16,16 @@ from torch import Tensor
 from cubeclf_core.console import progress
 from cubeclf_core.draws import Draws
 from cubeclf_core.engine import (
-    StopRequest,
+    asked_anywhere,
     gather_objects,
     on_rank_0,
     raise_on_all,
     save_state,
-    stop_on_signals,
 )
 from cubeclf_core.errors import RunFailed, Stopped
 from cubeclf_core.pretraining_plots import training_curves
 from cubeclf_core.runs import RunFolder
+from cubeclf_core.signals import StopRequest, stop_on_signals
 from cubeclf_core.stream import Batch, CuboidStream
 from cubeclf_core.tracking import Tracker
 from cubeclf_core.vit import Vit3d
@@ -115,7 +115,7 @@ class Fit:
                     self._look()
                     self.draw()
                 asked = self.done % _ASK_EVERY == 0 or ranks == 1
-                if not ended and asked and stop.anywhere(self.fabric):
+                if not ended and asked and asked_anywhere(stop, self.fabric):
                     self._leave(stop)
                 if self.done % saves == 0 or ended:
                     self.checkpoint()

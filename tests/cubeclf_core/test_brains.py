@@ -9,7 +9,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cubeclf_core.brains import check_inside, load_brains
+from cubeclf_core.brains import load_brains
 from cubeclf_core.cells import Cells, write_cells
 from cubeclf_core.errors import (
     BrainsFileError,
@@ -18,6 +18,7 @@ from cubeclf_core.errors import (
     VolumeError,
     VoxelSizeMissing,
 )
+from cubeclf_core.inside import check_inside
 from cubeclf_core.volumes import ArraySource, Volume
 
 SHAPE = (5, 20, 30)
@@ -183,3 +184,20 @@ def test_inside_means_within_the_voxels_after_rounding(position: tuple[float, ..
     else:
         with pytest.raises(CellsOutside):
             check_inside(cells, volume, "cells.xml")
+
+
+@pytest.mark.parametrize(
+    ("scale", "says"),
+    [
+        ((1, 2, 2), r"divided by 2 along y x .* voxels of about 5 × 1 × 1 µm"),
+        ((4, 4, 4), r"divided by 4 along z y x .* voxels of about 1\.25 × 0\.5 × 0\.5 µm"),
+        (UM, "seem to be in µm"),
+    ],
+)
+def test_positions_of_another_resolution_are_told_by_what_factor(scale, says: str) -> None:
+    volume = Volume("a", (ArraySource(np.zeros((50, 200, 300), "uint8")),), UM)
+    own = np.random.default_rng(0).uniform(0.55, 0.95, (40, 3)) * volume.shape
+    positions = np.rint(own * scale)
+    cells = Cells(positions, np.ones(40, np.int64))
+    with pytest.raises(CellsOutside, match=says):
+        check_inside(cells, volume, "cells.xml")

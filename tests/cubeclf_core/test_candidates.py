@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cubeclf_core import candidates
+from cubeclf_core.candidate_plan import reflect
 from cubeclf_core.candidates import read_all_candidates, read_candidates, read_raw_candidates
 from cubeclf_core.errors import VolumeError, VolumeTooSmall
 from cubeclf_core.geometry import starts_around
@@ -261,3 +262,67 @@ def test_an_error_of_a_decoding_thread_is_raised_as_it_is() -> None:
     with pytest.raises(VolumeError, match="a chunk cannot be decoded"):
         list(reading(volume))
     assert not readers()
+
+
+class Broken(ArraySource):
+    """Cannot decode some of its chunks."""
+
+    broken: frozenset[tuple[int, ...]]
+
+    def __getitem__(self, key):
+        touched = (
+            range(s.start // c, -(-s.stop // c)) for s, c in zip(key, self.chunks, strict=True)
+        )
+        for chunk in product(*touched):
+            if chunk in self.broken:
+                raise VolumeError(f"chunk {chunk} is broken")
+        return super().__getitem__(key)
+
+
+@given(cases(), st.integers(1, 9), st.data())
+def test_candidates_in_broken_chunks_are_flagged_and_no_others(case, batch_size: int, data) -> None:
+    """Although several chunks are read at a time, where they are small."""
+    (dims, chunks, dtype, _), positions, shape = case
+    array = np.random.default_rng(0).integers(0, 256, dims).astype(dtype)
+    every = list(product(*(range(-(-n // c)) for n, c in zip(dims, chunks, strict=True))))
+    broken = frozenset(data.draw(st.lists(st.sampled_from(every), max_size=3)))
+    source = Broken(array, chunks)
+    object.__setattr__(source, "broken", broken)
+    volume, whole = Volume("v", (source,), UM), Volume("v", (ArraySource(array, chunks),), UM)
+    cuts, _ = padded_cuts(whole, positions, shape)
+    told: list[str] = []
+    options = {"shape": shape, "voxel_size_um": UM, "n_channels": 1, "batch_size": batch_size}
+    parts = list(read_raw_candidates(volume, positions, on_fault=told.append, **options))
+    unread = np.zeros(len(positions), bool)
+    for part in parts:
+        unread[part.index] = part.unread
+        good = ~part.unread
+        np.testing.assert_array_equal(part.cuboids[torch.from_numpy(good)], cuts[part.index[good]])
+    needed = []
+    for start in starts_around(positions, shape):
+        voxels = [
+            np.unique(reflect(s + np.arange(n), size) // c)
+            for s, n, size, c in zip(start, shape, dims, chunks, strict=True)
+        ]
+        spans = [range(v.min(), v.max() + 1) for v in voxels]  # what lies between is read too
+        needed.append(not broken.isdisjoint(product(*spans)))
+    np.testing.assert_array_equal(unread, needed)
+    assert bool(told) == bool(unread.any())
+    if unread.any():
+        with pytest.raises(VolumeError, match="is broken"):
+            list(read_raw_candidates(volume, positions, **options))
+
+
+def test_which_cuboids_come_together_depends_on_no_thread() -> None:
+    """Even where memory is so short that threads could not all have their chunk."""
+    volume = random_volume((40, 300, 300), (16, 32, 32))
+    positions = anywhere(volume, 500)
+    options = {"shape": (8, 20, 20), "voxel_size_um": UM, "n_channels": 1, "memory_bytes": 400_000}
+    together = [
+        sorted(
+            tuple(part.index.tolist())
+            for part in read_raw_candidates(volume, positions, threads=threads, **options)
+        )
+        for threads in (1, 3, 16)
+    ]
+    assert together[0] == together[1] == together[2]

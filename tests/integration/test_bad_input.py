@@ -193,7 +193,6 @@ def not_finite(w: World):
     yield finetune("scratch:vit-nano", file, w.run), "not finite"
     tested = (*finetune("scratch:vit-nano", w.brains_file, w.run), "--test", file)
     yield tested, "not finite"
-    yield classify(w, brain=file, cells=inside), "not finite"
 
 
 def careless_output(w: World):
