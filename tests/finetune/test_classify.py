@@ -96,7 +96,8 @@ def done(noise: Noise, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("done") / "out"
     first = (noise.classifiers[0],)
-    classify(ClassifyConfig(str(noise.volume), classifier=first, cells=noise.cells, out=out))
+    where = str(noise.volume)
+    classify(ClassifyConfig(where, classifier=first, cells=noise.cells, out=out, exact=True))
     return out
 
 
@@ -150,12 +151,21 @@ def test_parts_change_nothing(noise: Noise, done: Path, tmp_path: Path, command)
     np.testing.assert_array_equal(column(out, "padded"), column(done, "padded"))
 
 
+def test_the_fastest_way_says_nearly_the_same(
+    noise: Noise, done: Path, tmp_path: Path, command
+) -> None:
+    out = tmp_path / "out"
+    outcome = command(*noise.words(out))
+    assert outcome.code == 0, outcome.err
+    np.testing.assert_allclose(column(out, "probability"), column(done, "probability"), atol=0.01)
+
+
 def test_several_classifiers_give_average_and_disagreement(
     noise: Noise, tmp_path: Path, command
 ) -> None:
     """Of which one takes the background too; and what the first sees comes along."""
     out = tmp_path / "out"
-    outcome = command(*noise.words(out, "--embeddings", classifiers=2))
+    outcome = command(*noise.words(out, "--embeddings", "--exact", classifiers=2))
     assert outcome.code == 0, outcome.err
     both = np.stack([looked_up(noise, which) for which in range(2)])
     np.testing.assert_allclose(column(out, "probability"), both.mean(0), atol=2e-6)
@@ -178,7 +188,7 @@ def test_flips_are_averaged(noise: Noise, tmp_path: Path, command) -> None:
     few = tmp_path / "few.csv"
     write_cells(few, read_cells(noise.cells)[np.arange(10)])
     words = ("cubeclf-classify", noise.volume, "--classifier", noise.classifiers[0])
-    assert command(*words, "--cells", few, "--out", tmp_path / "out", "--tta").code == 0
+    assert command(*words, "--cells", few, "--out", tmp_path / "out", "--tta", "--exact").code == 0
     every = [(), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
     expected = np.mean([looked_up(noise, 0, flip, 10) for flip in every], axis=0)
     np.testing.assert_allclose(column(tmp_path / "out", "probability"), expected, atol=2e-6)
