@@ -40,7 +40,8 @@ class Noise:
 
     def words(self, out: Path, *more: object, classifiers: int = 1) -> tuple[object, ...]:
         given = [word for path in self.classifiers[:classifiers] for word in ("--classifier", path)]
-        return ("cubeclf-classify", *given, self.volume, "--cells", self.cells, "--out", out, *more)
+        words = ("cubeclf-classify", *given, self.volume, "--cells", self.cells, "--out", out)
+        return (*words, "--exact", *more)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,10 @@ def done(noise: Noise, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("done") / "out"
     first = (noise.classifiers[0],)
-    classify(ClassifyConfig(str(noise.volume), classifier=first, cells=noise.cells, out=out))
+    config = ClassifyConfig(
+        str(noise.volume), classifier=first, cells=noise.cells, out=out, exact=True
+    )
+    classify(config)
     return out
 
 
@@ -143,7 +147,7 @@ def test_brainglobe_reads_points_and_probabilities(noise: Noise, done: Path) -> 
 
 def test_parts_change_nothing(noise: Noise, done: Path, tmp_path: Path, command) -> None:
     out = tmp_path / "out"
-    outcome = command(*noise.words(out, *MANY_PARTS, "--exact"))
+    outcome = command(*noise.words(out, *MANY_PARTS))
     assert outcome.code == 0, outcome.err
     assert any("1 candidates are at the place of another" in line for line in outcome.lines)
     np.testing.assert_allclose(column(out, "probability"), column(done, "probability"), atol=2e-6)
@@ -178,7 +182,7 @@ def test_flips_are_averaged(noise: Noise, tmp_path: Path, command) -> None:
     few = tmp_path / "few.csv"
     write_cells(few, read_cells(noise.cells)[np.arange(10)])
     words = ("cubeclf-classify", noise.volume, "--classifier", noise.classifiers[0])
-    assert command(*words, "--cells", few, "--out", tmp_path / "out", "--tta").code == 0
+    assert command(*words, "--cells", few, "--out", tmp_path / "out", "--tta", "--exact").code == 0
     every = [(), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
     expected = np.mean([looked_up(noise, 0, flip, 10) for flip in every], axis=0)
     np.testing.assert_allclose(column(tmp_path / "out", "probability"), expected, atol=2e-6)
@@ -197,7 +201,7 @@ def test_a_broken_chunk_costs_its_candidates_and_is_done_again_once_it_is_mended
     (planes / "plane033.tif").write_bytes(good[: len(good) // 2])
     out = tmp_path / "out"
     words = ("cubeclf-classify", planes, "--classifier", noise.classifiers[0])
-    words = (*words, "--voxel-size-um", *UM, "--cells", noise.cells, "--out", out)
+    words = (*words, "--voxel-size-um", *UM, "--cells", noise.cells, "--out", out, "--exact")
     outcome = command(*words)
     assert outcome.code == 1
     z = read_cells(noise.cells).positions[:, 0]
