@@ -20,7 +20,7 @@ from cubeclf_core.heads import CELL_CLASS
 SAMPLE = 128  # embeddings of a brain that are looked at
 _QUANTILES = np.linspace(0, 1, 21)
 _USUAL = 0.95  # share of the training's labels that lie within the distance
-FAR_SHARE = 0.3  # of a brain's candidates beyond it: from here on it is told
+FAR_SHARE = 0.15  # of a brain's candidates beyond it: from here on it is told
 _SCORES_APART = 0.15  # largest difference of two distribution functions, beside chance
 _CHANCE = 1.36  # Kolmogorov and Smirnov's, at 5 %
 _FEW = 5  # held-out labels of a class, below which their scores tell nothing

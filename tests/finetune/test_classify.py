@@ -40,7 +40,8 @@ class Noise:
 
     def words(self, out: Path, *more: object, classifiers: int = 1) -> tuple[object, ...]:
         given = [word for path in self.classifiers[:classifiers] for word in ("--classifier", path)]
-        return ("cubeclf-classify", *given, self.volume, "--cells", self.cells, "--out", out, *more)
+        words = ("cubeclf-classify", *given, self.volume, "--cells", self.cells, "--out", out)
+        return (*words, "--exact", *more)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +97,10 @@ def done(noise: Noise, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("done") / "out"
     first = (noise.classifiers[0],)
-    where = str(noise.volume)
-    classify(ClassifyConfig(where, classifier=first, cells=noise.cells, out=out, exact=True))
+    config = ClassifyConfig(
+        str(noise.volume), classifier=first, cells=noise.cells, out=out, exact=True
+    )
+    classify(config)
     return out
 
 
@@ -144,7 +147,7 @@ def test_brainglobe_reads_points_and_probabilities(noise: Noise, done: Path) -> 
 
 def test_parts_change_nothing(noise: Noise, done: Path, tmp_path: Path, command) -> None:
     out = tmp_path / "out"
-    outcome = command(*noise.words(out, *MANY_PARTS, "--exact"))
+    outcome = command(*noise.words(out, *MANY_PARTS))
     assert outcome.code == 0, outcome.err
     assert any("1 candidates are at the place of another" in line for line in outcome.lines)
     np.testing.assert_allclose(column(out, "probability"), column(done, "probability"), atol=2e-6)
@@ -207,7 +210,7 @@ def test_a_broken_chunk_costs_its_candidates_and_is_done_again_once_it_is_mended
     (planes / "plane033.tif").write_bytes(good[: len(good) // 2])
     out = tmp_path / "out"
     words = ("cubeclf-classify", planes, "--classifier", noise.classifiers[0])
-    words = (*words, "--voxel-size-um", *UM, "--cells", noise.cells, "--out", out)
+    words = (*words, "--voxel-size-um", *UM, "--cells", noise.cells, "--out", out, "--exact")
     outcome = command(*words)
     assert outcome.code == 1
     z = read_cells(noise.cells).positions[:, 0]
