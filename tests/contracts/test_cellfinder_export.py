@@ -82,8 +82,14 @@ def cut_by_cellfinder(volume: Volume, positions: np.ndarray) -> torch.Tensor:
     return dataset[order.tolist()]
 
 
-def make_classifier(path: Path, volume: Volume, config: Any, kind: str = "linear") -> None:
-    """A classifier with random weights whose probabilities of cuboids of the crop are spread."""
+def make_classifier(
+    path: Path, volume: Volume, config: Any, kind: str = "linear", spread: bool = True
+) -> None:
+    """A classifier with random weights, by choice with probabilities all over on the crop.
+
+    Of a random residual network that takes a head that magnifies what little its features differ,
+    and no training goes on from there.
+    """
     cubes = cut_by_cellfinder(volume, random_positions(volume, 40)).permute(0, 4, 3, 1, 2)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -98,25 +104,29 @@ def make_classifier(path: Path, volume: Volume, config: Any, kind: str = "linear
                     module.momentum = 1.0
             backbone.train()
             classifier.features(cubes)
-        classifier.eval()
-        head = classifier.head
-        head.fit_scale(classifier.features(cubes))
-        if head.query is not None:
-            head.query.copy_(torch.randn(head.query.shape))
-        logits = classifier(cubes)
-        logit = logits[:, 1] - logits[:, 0]
-        head.last.weight.div_(logit.std())
-        head.last.bias.copy_(torch.tensor([0.0, 0.5]) - logits.mean(0) / logit.std())
-        head.temperature.fill_(0.8)
+        if spread:
+            spread_probabilities(classifier.eval(), cubes)
     save_classifier(path, classifier, {"threshold": 0.5})
+
+
+def spread_probabilities(classifier: Classifier, cubes: torch.Tensor) -> None:
+    head = classifier.head
+    head.fit_scale(classifier.features(cubes))
+    if head.query is not None:
+        head.query.copy_(torch.randn(head.query.shape))
+    logits = classifier(cubes)
+    logit = logits[:, 1] - logits[:, 0]
+    head.last.weight.div_(logit.std())
+    head.last.bias.copy_(torch.tensor([0.0, 0.5]) - logits.mean(0) / logit.std())
+    head.temperature.fill_(0.8)
 
 
 @pytest.fixture
 def exported(tmp_path: Path, crop: Volume, command: Callable) -> Callable[..., Path]:
     """Make a classifier and export it for cellfinder."""
 
-    def export(config: Any, *flags: object, kind: str = "linear") -> Path:
-        make_classifier(tmp_path / "c.safetensors", crop, config, kind)
+    def export(config: Any, *flags: object, kind: str = "linear", spread: bool = True) -> Path:
+        make_classifier(tmp_path / "c.safetensors", crop, config, kind, spread)
         out = tmp_path / "c.keras"
         words = ("--format", "keras", "--out", out, *flags)
         outcome = command("cubeclf-export", tmp_path / "c.safetensors", *words)
@@ -232,7 +242,7 @@ def test_cellfinder_goes_on_training_it(
     from cellfinder.core.classify.tools import get_model
     from cellfinder.core.train import train_yaml
 
-    path = exported(config)
+    path = exported(config, spread=isinstance(config, Vit3dConfig))
     entries = [
         {
             "cube_dir": str(real_data / "cubes" / folder),
