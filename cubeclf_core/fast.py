@@ -13,7 +13,10 @@ It computes what `cubeclf_core.vit` does, where nothing is trained, and differs 
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from threading import Barrier
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +32,7 @@ from cubeclf_core.pooling import PoolsTokens, make_projection
 from cubeclf_core.vit_config import SIZES, Vit3dConfig
 
 _MULTIPLE = 32  # tokens
-_AT_A_TIME = 32  # cuboids on a CPU: the memory of more is given back each time, and zeroed anew
+_AT_A_TIME = 16  # cuboids on a CPU: the memory of more is given back each time, and zeroed anew
 _UNITS = ("amx_bf16", "avx512_bf16", "amx_int8", "avx512_vnni")
 _EPSILON = 1e-6  # of timm's normalisations
 
@@ -208,8 +211,13 @@ class FastClassifier(nn.Module):
         cuboids = match_channels(cuboids.to(self.head.mean.device), self.backbone.config.channels)
         if cuboids.is_cuda:
             return self._features(cuboids)
-        return torch.cat([self._features(part) for part in cuboids.split(_AT_A_TIME)])
+        parts = cuboids.split(_AT_A_TIME)
+        n = min(len(parts), torch.get_num_threads())
+        if n < 2 or self.backbone.patch_embed.proj.weight.dtype != torch.bfloat16:
+            return torch.cat([self._features(part) for part in parts])
+        return torch.cat(list(_threads(n, torch.get_num_threads()).map(self._features, parts)))
 
+    @torch.inference_mode()  # which each thread has to be told
     def _features(self, cuboids: Tensor) -> Tensor:
         tokens = self.backbone(cuboids)
         if self.head.config.takes_tokens:
@@ -219,6 +227,21 @@ class FastClassifier(nn.Module):
     def forward(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b klass"]:
         """Logits of raw cuboids."""
         return self.head(self.features(cuboids))  # type: ignore[no-any-return]
+
+
+@cache
+def _threads(n: int, total: int) -> ThreadPoolExecutor:
+    """Threads that compute a part each, and share `total` between them.
+
+    Within an operation, threads wait for each other at its end: where something else runs too, a
+    thread that reads for instance, they wait most of the time. Parts wait for nobody.
+    """
+    pool = ThreadPoolExecutor(n, "classify", torch.set_num_threads, (max(1, total // n),))
+    everyone = Barrier(n)
+    for started in [pool.submit(everyone.wait) for _ in range(n)]:
+        started.result()
+    torch.set_num_threads(total)  # for all threads but those
+    return pool
 
 
 def load_fast(path: Path) -> tuple[nn.Module, Header]:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -82,6 +83,24 @@ def test_a_loaded_classifier_is_fast_unless_it_is_to_be_exact(which: str, tmp_pa
     _, dtype = fastest()
     blocks = load_classifier(file).network.backbone.blocks  # type: ignore[attr-defined]
     assert {parameter.dtype for parameter in blocks.parameters()} == {dtype}
+
+
+@pytest.mark.skipif(fastest()[1] != torch.bfloat16, reason="no units for bfloat16")
+def test_threads_change_nothing_and_are_as_many_afterwards(tmp_path: Path) -> None:
+    file = tmp_path / "classifier.safetensors"
+    save_classifier(file, classifier_of("plain"), {})
+    cuboids, before = counts(70), torch.get_num_threads()
+    try:
+        found = []
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            found.append(load_classifier(file).predict(cuboids))
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(before)
+    assert np.ptp(found[0][:, 1]) > 0.01
+    for others in found[1:]:
+        np.testing.assert_array_equal(others, found[0])
 
 
 def test_a_residual_network_is_what_it_was(tmp_path: Path) -> None:
