@@ -49,9 +49,7 @@ def fastest() -> tuple[torch.device, torch.dtype]:
 def cpu_units() -> list[str]:
     """Name what the processor has for bfloat16 and for small integers, as Linux calls it."""
     has = torch.cpu.get_capabilities()
-    return [
-        name for name in ("amx_bf16", "avx512_bf16", "amx_int8", "avx512_vnni") if has.get(name)
-    ]
+    return [name for name in _UNITS if has.get(name)]
 
 
 class _Attention(nn.Module):
@@ -168,7 +166,7 @@ class FastVit(PoolsTokens, nn.Module):
     def _patches(self, cuboids: Tensor, dtype: torch.dtype) -> Float[Tensor, "b patch voxel"]:
         """Cut cuboids into patches, z y x, each as its channels lie one after the other."""
         (z, y, x), (dz, dy, dx) = self.config.grid, self.config.patch_shape
-        cut = cuboids.to(dtype).view(len(cuboids), -1, z, dz, y, dy, x, dx)
+        cut = cuboids.to(dtype).view(*cuboids.shape[:2], z, dz, y, dy, x, dx)
         return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(len(cuboids), z * y * x, -1)
 
 

@@ -397,7 +397,7 @@ class ClassifyConfig:
     cluster: str | None = None
     resume: bool = False
     overwrite: bool = False
-    part: Annotated[int, _HIDDEN] = 4096
+    part: Annotated[int, _HIDDEN] = 16_384
 
     def __post_init__(self) -> None:
         fits = self.threshold is None or 0 <= self.threshold <= 1

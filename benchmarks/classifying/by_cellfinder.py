@@ -46,13 +46,13 @@ def classify(given: argparse.Namespace) -> None:
     print(f"{len(kept)} kept")
 
 
-def _array(path: Path, channel: int) -> npt.NDArray[Any] | Any:
-    """Planes in memory, as cellfinder's command has them; an OME-Zarr as dask reads it."""
+def _array(path: Path, channel: int) -> npt.NDArray[Any]:
+    """Planes in memory; also those of an OME-Zarr, of which dask would decode chunks for each."""
     if path.suffix == ".zarr":
         import dask.array as da
 
         whole = da.from_zarr(str(path), component="0")
-        return whole[channel] if whole.ndim == 4 else whole
+        return np.asarray(whole[channel] if whole.ndim == 4 else whole)
     import tifffile
 
     return np.stack([tifffile.imread(plane) for plane in sorted(path.glob("*.tif"))])

@@ -107,7 +107,7 @@ def exported(file: Path, form: str, brains: Mapping[str, Path]) -> Path:
     form
         Of `FORMATS`.
     brains
-        Brains file of each block, to calibrate and compare int8 on.
+        Brains file of each block; int8 is measured on the first.
     """
     if form not in _EXPORTS:
         return file

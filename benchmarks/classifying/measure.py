@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+
+import torch
 
 from benchmarks.classifying.brains import Subject, crop, many, simulated
 from benchmarks.classifying.classifiers import Backbones, can_read, exported, write_random
@@ -19,7 +23,7 @@ from benchmarks.learning.blocks import count_opening, data_folder
 from benchmarks.learning.config import LABELLED
 from benchmarks.output import Figures, machine, working_folder, write_files
 from cubeclf_core.console import say
-from cubeclf_core.errors import require
+from cubeclf_core.errors import RunFailed, require
 from cubeclf_core.fast import cpu_units
 
 PACKAGES = ("torch", "numpy", "keras", "cellfinder", "onnxruntime", "timm", "cubeclf")
@@ -38,6 +42,7 @@ def measure(config: ClassificationConfig, effort: Effort) -> Figures:
     sizes, formats = config.sizes or effort.sizes, config.formats or effort.formats
     _check(config, sizes, formats)
     formats = tuple(form for form in formats if can_read(form))
+    compared = config.cellfinder and effort.real
     with working_folder(config.folder) as given:
         folder = given.resolve()
         kept = folder / "classification"
@@ -47,7 +52,7 @@ def measure(config: ClassificationConfig, effort: Effort) -> Figures:
         files, scored = _classifiers(sizes, formats, effort, kept, backbones)
         two = backbones.make(DEFAULT_SIZE, channels=2)
         two_channels = write_random(kept / "nano-2-channels.safetensors", two)
-        resnet50 = _resnet50(kept) if config.cellfinder else None
+        resnet50 = _resnet50(kept) if compared else None
         speeds = _run(
             list(ways(shared, alone, files, two_channels, resnet50)),
             kept / "runs",
@@ -59,7 +64,7 @@ def measure(config: ClassificationConfig, effort: Effort) -> Figures:
             "pretrained": str(backbones.pretrained),
             **summarise(speeds, scored),
         }
-        if effort.real and config.cellfinder:
+        if compared:
             figures["resnet18.ap_less_share"] = resnet_over_share(folder)
     print(tables(figures), "", *findings(figures), sep="\n", flush=True)
     plotted = config.plot or (config.json or Path("classification.json")).with_suffix(".png")
@@ -72,6 +77,8 @@ def _check(config: ClassificationConfig, sizes: Sequence[str], formats: Sequence
     require("fast" in formats, "--formats", " ".join(formats), "fast among them")
     calibrated = not (config.quick and "int8" in formats)
     require(calibrated, "--formats int8 with --quick", "given", "one of them: int8 needs real data")
+    there = config.quick or not config.cellfinder or find_spec("cellfinder") is not None
+    require(there, "cellfinder", "not installed", "it, or --no-cellfinder")
     require(config.rounds is None or config.rounds > 0, "--rounds", config.rounds, "at least 1")
 
 
@@ -89,7 +96,7 @@ def _classifiers(
     if not effort.real:
         made = {s: write_random(kept / f"{s}.safetensors", backbones.make(s)) for s in sizes}
         return {(s, f): exported(file, f, {}) for s, file in made.items() for f in formats}, []
-    folder = kept / "classifiers"
+    folder = kept / f"classifiers-{_state()}"
     folder.mkdir(exist_ok=True)
     count_opening(folder.parents[1], LABELLED, ["classification"])
     quality = Quality(data_folder(), folder, backbones)
@@ -97,19 +104,33 @@ def _classifiers(
     for size in sizes:
         fitted = quality.files(size)[LABELLED[0]]
         for form in formats:
-            # Exports are equal to what is exact, which the export itself has made sure of.
-            if size == DEFAULT_SIZE or form in ("fast", "exact"):
-                scored += list(quality.score(size, form))
-            files[size, form] = exported(fitted, form, quality.brains_files)
+            try:
+                files[size, form] = exported(fitted, form, quality.brains_files)
+                # Others are equal to what is exact, which the export itself has made sure of.
+                if size == DEFAULT_SIZE or form in ("fast", "exact", "int8"):
+                    scored += list(quality.score(size, form))
+            except RunFailed as error:  # of int8, where too much is lost
+                files.pop((size, form), None)
+                say(f"no {form} of {size}: {error}")
     return files, scored
 
 
+def _state() -> str:
+    """Name what results depend on beside the networks: our source, torch, and the processor."""
+    digest = hashlib.sha256(f"{torch.__version__} {cpu_units()}".encode())
+    root = Path(__file__).parents[2]
+    for package in ("cubeclf_core", "finetune"):
+        for file in sorted((root / package).glob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def _resnet50(kept: Path) -> Path:
+    """Make cellfinder's network, anew each time: its files are in memory then, as ours are."""
     file = kept / "resnet50.keras"
-    if not file.exists():
-        say("making cellfinder's ResNet-50")
-        words = [sys.executable, "-m", "benchmarks.classifying.by_cellfinder"]
-        measured([*words, "--make-resnet50", str(file)], kept / "resnet50.log")
+    say("making cellfinder's ResNet-50")
+    words = [sys.executable, "-m", "benchmarks.classifying.by_cellfinder"]
+    measured([*words, "--make-resnet50", str(file)], kept / "resnet50.log")
     return file
 
 

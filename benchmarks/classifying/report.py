@@ -17,6 +17,7 @@ Speeds = Mapping[str, tuple[int, Usage]]
 """Candidates, and what they took, by the key of a way."""
 
 SHARED = ("crop", "simulated")
+EQUAL = ("torch", "onnx", "keras")  # to the exact network to 1e-4, as their export has compared
 AT_MOST_LOST = 0.002  # of average precision, to the fastest way
 _DEFAULT = f"cubeclf.{DEFAULT_SIZE}.fast"
 _RESNET50 = "cellfinder.resnet50.untrained"
@@ -112,7 +113,7 @@ def tables(figures: Figures) -> str:
                 f"{_of(figures, f'{key}.seconds'):.1f}",
                 f"{_of(figures, f'{key}.cpu_seconds'):.1f}",
                 f"{_of(figures, f'{key}.peak_gb'):.2f}",
-                _shown(figures, f"{classifier}.average_precision", "{:.4f}"),
+                _precision(figures, classifier),
                 _shown(figures, f"{classifier}.lost", "{:+.4f}"),
             )
         )
@@ -132,6 +133,8 @@ def findings(figures: Figures) -> Iterator[str]:
         yield f"{DEFAULT_SIZE} has a pretrained backbone, all other sizes random weights."
     else:
         yield "All backbones have random weights: the folder has no pretraining."
+    if two := figures.get("classify_over_cellfinder_two_channels"):
+        yield f"With two channels, as cellfinder's, {float(two):.2f} times as fast as cellfinder."
     lost = {k: v for k, v in figures.items() if k.endswith(".fast.lost")}
     if lost:
         most = max(map(float, lost.values()))
@@ -158,6 +161,15 @@ def met(figures: Figures) -> bool:
 
 def _of(figures: Figures, key: str) -> float:
     return float(figures[key])
+
+
+def _precision(figures: Figures, classifier: str) -> str:
+    """Show what a classifier reaches; with a ~ where that is what it was exported from."""
+    own = _shown(figures, f"{classifier}.average_precision", "{:.4f}")
+    size, _, form = classifier.rpartition(".")
+    if own or form not in EQUAL:
+        return own
+    return _shown(figures, f"{size}.exact.average_precision", "~{:.4f}")
 
 
 def _shown(figures: Figures, key: str, form: str) -> str:

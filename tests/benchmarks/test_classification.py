@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 from benchmarks.classification import main, parse
 from benchmarks.classifying.brains import simulated
@@ -18,6 +19,7 @@ from benchmarks.classifying.quality import Quality, Scored
 from benchmarks.classifying.report import met, summarise, tables
 from cubeclf_core.cells import read_cells
 from cubeclf_core.errors import RunFailed
+from cubeclf_core.fast import fastest
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +61,7 @@ def test_ratios_are_of_the_brain_where_ours_does_worse() -> None:
     assert figures["nano.fast.lost"] == pytest.approx(0)
     assert met(figures)
     assert "MISSED" not in tables(figures)
+    assert "~0.6500" in tables(figures)  # of keras, which is not scored again
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,8 @@ def test_the_fastest_way_loses_nothing_that_counts_on_real_blocks(
     for e, f in zip(exact, fast, strict=True):
         assert e.average_precision > e.share + 0.05
         assert e.average_precision - f.average_precision < 0.002
-        assert e.average_precision != f.average_precision
+        if fastest()[1] == torch.bfloat16:
+            assert e.average_precision != f.average_precision
     lines = (tmp_path / "quality.jsonl").read_text("utf-8")
     assert list(quality.score("nano", "fast")) == fast
     assert (tmp_path / "quality.jsonl").read_text("utf-8") == lines
