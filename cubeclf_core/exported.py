@@ -63,7 +63,7 @@ def load_exported(path: Path) -> tuple[nn.Module, Header]:
     try:
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:  # torch raises many kinds for a foreign archive
-        raise CheckpointError(f"{path} is no exported classifier: {error}") from error
+        raise CheckpointError(f"{path} is no exported classifier, or a damaged one") from error
     finally:
         chatter.setLevel(level)
     if not extra[_HEADER]:

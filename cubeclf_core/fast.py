@@ -5,9 +5,9 @@ It computes what `cubeclf_core.vit` does, where nothing is trained, and differs 
 - Where there are units for it, weights and tokens are bfloat16. Raw counts have more digits than
   that: they are normalised before, and what pools the tokens and follows is float32 again.
 - Patches are cut out and multiplied by a matrix: the convolution that they stand for is slow.
-- Tokens are filled up to a multiple of 32, which nothing attends to: attention on CPUs is twice as
-  fast then.
-- timm is not imported, which takes longer than to classify some thousand candidates.
+- Tokens are filled up to a multiple of 32, which nothing attends to: attention on CPUs is faster
+  then.
+- timm is not imported, which takes seconds.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ class KerasNetwork:
     def __call__(self, cuboids: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b klass"]:
         """Log-probabilities of [no cell, cell], but for a constant that both share."""
         counts = match_channels(cuboids, self.channels).permute(0, 3, 4, 2, 1)
-        found = self.model(counts)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # all digits of float32
+            found = self.model(counts)
         logs = torch.as_tensor(found).cpu().clamp_min(torch.finfo(torch.float32).tiny).log()
         return logs - torch.tensor([self.against, 0.0])
 

@@ -143,7 +143,7 @@ def load_onnx(path: Path) -> tuple[OnnxNetwork, Header]:
         providers = ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # onnxruntime's errors have no base of their own
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} is no ONNX model: {reason}") from error
     text = session.get_modelmeta().custom_metadata_map.get(_HEADER)
     if not text:

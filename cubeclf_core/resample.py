@@ -1,8 +1,8 @@
 """Raw cuboids to the network's voxels, on its device: what the CPU sends is small and cheap.
 
 Interpolation is that of cellfinder 1.10, so that a classifier sees the same voxels here and there.
-It is done axis by axis, as products with small matrices: some five times as fast on a CPU as
-torch's own, which works out every voxel's neighbours.
+It is done axis by axis, as products with small matrices, which a CPU does faster than torch's
+own, which works out every voxel's neighbours.
 """
 
 from __future__ import annotations

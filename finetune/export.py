@@ -79,6 +79,9 @@ def export(config: ExportConfig) -> None:
         if config.brains
         else simulate_compared(taken)
     )
+    labels = compared.labels
+    if config.int8 and (labels is None or not 0 < labels.mean() < 1):
+        raise InputError("--int8 needs brains with cells and others, to measure what is lost")
     with replacing(config.out) as temporary:
         _write(config, wish, temporary)
         results = _compare(config, wish, compared, temporary)
@@ -87,9 +90,9 @@ def export(config: ExportConfig) -> None:
         text = export_card(config.out.name, config.format, wish.header, wish.classifier, results)
         if config.format == "bundle":
             (temporary / CARD).write_text(text, encoding="utf-8")
-        else:
-            with replacing(card) as beside:
-                beside.write_text(text, encoding="utf-8")
+    if config.format != "bundle":
+        with replacing(card) as beside:
+            beside.write_text(text, encoding="utf-8")
     say(f"exported    {config.out}")
     for name, value in results.items():
         say(f"{name}: {value}")
@@ -183,8 +186,7 @@ def _compare(config: ExportConfig, wish: Wish, compared: Compared, path: Path) -
 def _make_int8(wish: Wish, compared: Compared, path: Path) -> Results:
     """Quantise the file and measure what that costs."""
     labels = compared.labels
-    if labels is None or not 0 < labels.mean() < 1:
-        raise InputError("--int8 needs brains with cells and others, to measure what is lost")
+    assert labels is not None
     before = _trained(wish).predict(compared.cuboids)[:, CELL_CLASS]
     quantise(path, path)
     after = predict_afresh("onnx", path, _with_others(compared.cuboids))[:, CELL_CLASS]

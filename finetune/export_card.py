@@ -18,9 +18,10 @@ _FORMATS = {
 }
 _ELSEWHERE = {
     "keras": "In cellfinder and brainmapper give it as the trained model; it takes both channels "
-    "as they are. They know the likelier class only, so the threshold became one half: "
-    "probabilities above are moved accordingly. `cubeclf_core.load_classifier` gives them "
-    "as they were calibrated. `cellfinder_train --continue-training` goes on from it.",
+    "as they are, raw: leave out cellfinder's own normalisation. They know the likelier class "
+    "only, so the threshold became one half: probabilities above are moved accordingly. "
+    "`cubeclf_core.load_classifier` gives them as they were calibrated. "
+    "`cellfinder_train --continue-training` goes on from it.",
     "bundle": "`cubeclf-classify --classifier` takes the folder; `cubeclf-finetune --backbone` "
     "starts from the backbone in it, which has seen the labels below.",
 }

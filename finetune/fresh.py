@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -74,8 +75,9 @@ _AROUND = """\
 import sys
 import numpy as np
 {load}
-stored, found = np.load(sys.argv[1]), []
-for cuboids in np.split(stored, range(1, len(stored), {step})):  # of one, and of several
+stored, found = np.load(sys.argv[1], mmap_mode="r"), []
+for part in np.split(stored, range(1, len(stored), {step})):  # of one, and of several
+    cuboids = np.ascontiguousarray(part)
 {predict}
     found.append(probabilities)
 np.save(sys.argv[2], np.concatenate(found))
@@ -113,7 +115,15 @@ def predict_afresh(
         counts, found = Path(folder) / "counts.npy", Path(folder) / "found.npy"
         np.save(counts, cuboids.numpy())
         words = [sys.executable, "-c", code, str(counts), str(found)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            # GPUs of NVIDIA would leave out digits, so that right files seemed wrong.
+            env={**os.environ, "NVIDIA_TF32_OVERRIDE": "0"},
+        )
         if done.returncode:
             why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise RunFailed(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -75,8 +74,8 @@ def measured(command: Sequence[str], log: Path) -> Usage:
 
 
 def _children_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of those that have ended
-    return used.ru_utime + used.ru_stime
+    used = os.times()  # of children, those that have ended
+    return used.children_user + used.children_system
 
 
 class _Watched:

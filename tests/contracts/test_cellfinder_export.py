@@ -174,14 +174,16 @@ def test_cellfinder_gives_the_types_that_we_give(
     write_cells(cells, Cells(positions.astype(np.float64), np.ones(len(positions), np.int64)))
     folder, out = real_data / "serial2p_crop", tmp_path / "out"
     brain = (folder / "ch0", "--background", folder / "ch1", "--voxel-size-um", *OWN_UM)
-    words = ("--classifier", model, "--cells", cells, "--out", out)
-    outcome = command("cubeclf-classify", *brain, *words)
-    assert outcome.code == 0, outcome.err
-    with (out / "candidates.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(positions)
-    ours = {tuple(int(row[axis]) for axis in "zyx"): int(row["type"]) for row in rows}
-    assert {position: ours[position] for position in theirs} == theirs
+    trained = (tmp_path / "c.safetensors", "--exact", "--threshold", 0.6)
+    for given in ((model,), trained):
+        words = ("--cells", cells, "--out", out, "--overwrite", "--classifier", *given)
+        outcome = command("cubeclf-classify", *brain, *words)
+        assert outcome.code == 0, outcome.err
+        with (out / "candidates.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == len(positions)
+        ours = {tuple(int(row[axis]) for axis in "zyx"): int(row["type"]) for row in rows}
+        assert {position: ours[position] for position in theirs} == theirs
 
 
 KINDS = {

@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from cubeclf_core.backbones import build_backbone, save_backbone
 from cubeclf_core.cells import Cells, write_cells
 from cubeclf_core.checkpoint import Header
+from cubeclf_core.exported import save_exported
 from cubeclf_core.files import mark
 from cubeclf_core.heads import HeadConfig
+from cubeclf_core.onnx_file import save_onnx
 from cubeclf_core.trained import Classifier, save_classifier
 from cubeclf_core.vit import Vit3dConfig
 
@@ -252,10 +254,18 @@ def wrong_exported(w: World):
     with zipfile.ZipFile(w.folder / "foreign.keras", "w") as archive:
         archive.writestr("config.json", "{}")
     yield classify(w, classifier=w.folder / "foreign.keras"), "not exported by cubeclf"
-    newer = Header(kind="classifier", backbone={}, format_version=99).to_json()
+    header = Header(kind="classifier", backbone={}, format_version=99)
+    newer = header.to_json()
     with zipfile.ZipFile(w.folder / "newer.keras", "w") as archive:
         archive.writestr("cubeclf.json", newer)
     yield classify(w, classifier=w.folder / "newer.keras"), "newer"
+    batch = {0: torch.export.Dim("batch")}
+    for suffix, save in ((".pt2", save_exported), (".onnx", save_onnx)):
+        save(w.folder / f"newer{suffix}", torch.nn.ReLU(), torch.ones(2, 1), batch, header)
+        yield classify(w, classifier=w.folder / f"newer{suffix}"), "newer"
+    with zipfile.ZipFile(w.folder / "junk.pt2", "w") as archive:
+        archive.writestr("version", "0")
+    yield classify(w, classifier=w.folder / "junk.pt2"), "no exported classifier"
     (w.folder / "junk.onnx").write_bytes(b"junk" * 100)
     yield classify(w, classifier=w.folder / "junk.onnx"), "no ONNX model"
     yield classify(w, classifier=w.folder / "nowhere.onnx"), "no classifier"
