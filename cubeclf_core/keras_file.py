@@ -66,7 +66,7 @@ class KerasNetwork:
     Parameters
     ----------
     model
-        As `finetune.keras_network.build_model` makes it.
+        As `finetune.exporting.keras_network.build_model` makes it.
     against
         What was added to the logit of everything that is no cell, for the threshold; taken back
         here, so that the probabilities are those that the training calibrated.

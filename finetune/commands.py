@@ -20,7 +20,7 @@ def suggest() -> NoReturn:
 
 def export() -> NoReturn:
     """Run `cubeclf-export`."""
-    launch("cubeclf-export", ExportConfig, "finetune.export:export")
+    launch("cubeclf-export", ExportConfig, "finetune.exporting.run:export")
 
 
 def classify() -> NoReturn:

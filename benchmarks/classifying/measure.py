@@ -120,7 +120,7 @@ def _state() -> str:
     digest = hashlib.sha256(f"{torch.__version__} {cpu_units()}".encode())
     root = Path(__file__).parents[2]
     for package in ("cubeclf_core", "finetune"):
-        for file in sorted((root / package).glob("*.py")):
+        for file in sorted((root / package).rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 

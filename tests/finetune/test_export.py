@@ -132,7 +132,7 @@ def test_a_wrong_export_is_not_written(
     kind: str, tmp_path: Path, command, monkeypatch, fitted
 ) -> None:
     save_classifier(tmp_path / "c.safetensors", fitted(channels=2), {})
-    from finetune import export
+    from finetune.exporting import run as export
 
     right = getattr(export, WRITERS[kind])
 
@@ -159,7 +159,7 @@ def test_a_file_that_fails_in_a_process_of_its_own_is_not_written(
     tmp_path: Path, command, monkeypatch, fitted
 ) -> None:
     save_classifier(tmp_path / "c.safetensors", fitted(channels=2), {})
-    from finetune import export
+    from finetune.exporting import run as export
 
     monkeypatch.setattr(export, "save_exported", lambda path, *_: path.write_bytes(b"nothing"))
     out = tmp_path / "c.pt2"

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from cubeclf_core.resnet import EPSILON, PlaneNorm, ResidualBlock, ResNet3d
-from finetune.keras_layers import FIRST, apply, array, convolution, widened
+from finetune.exporting.keras_layers import FIRST, apply, array, convolution, widened
 
 _Z = 4  # of (b, c, y, x, z)
 

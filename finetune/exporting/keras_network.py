@@ -12,7 +12,7 @@ from cubeclf_core.keras_file import against_a_cell, import_keras
 from cubeclf_core.normalise import NORMALISATION
 from cubeclf_core.trained import Classifier
 from cubeclf_core.vit import Vit3d
-from finetune.keras_layers import (
+from finetune.exporting.keras_layers import (
     CHANNELS,
     apply,
     array,
@@ -21,8 +21,8 @@ from finetune.keras_layers import (
     normalised,
     standardise,
 )
-from finetune.keras_resnet import residual_features
-from finetune.keras_vit import pooled, tokens
+from finetune.exporting.keras_resnet import residual_features
+from finetune.exporting.keras_vit import pooled, tokens
 
 _LEARNING_RATE = 1e-4  # as cellfinder compiles models of its own
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from cubeclf_core.pooling import middle
 from cubeclf_core.vit import Vit3d
-from finetune.keras_layers import array, converted, convolution, standardise, widened
+from finetune.exporting.keras_layers import array, converted, convolution, standardise, widened
 
 
 def tokens(backbone: Vit3d, x: Any) -> Any:

@@ -24,12 +24,12 @@ from cubeclf_core.metrics import classification_metrics
 from cubeclf_core.onnx_file import check_onnx, quantise, save_onnx
 from cubeclf_core.trained import Classifier, load_trained
 from cubeclf_core.vit import Vit3d
-from finetune.compared import Compared, read_compared, simulate_compared
 from finetune.config import ExportConfig
-from finetune.export_card import export_card
-from finetune.fresh import predict_afresh
-from finetune.keras_network import build_model
-from finetune.wrapped import Probabilities, SignalAlone
+from finetune.exporting.card import export_card
+from finetune.exporting.compared import Compared, read_compared, simulate_compared
+from finetune.exporting.fresh import predict_afresh
+from finetune.exporting.keras_network import build_model
+from finetune.exporting.wrapped import Probabilities, SignalAlone
 
 TOLERANCE = 1e-4
 MOST_LOST = 0.01

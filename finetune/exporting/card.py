@@ -8,7 +8,7 @@ from cubeclf_core.checkpoint import Header
 from cubeclf_core.model_card import NORMALISATIONS, by, fenced, table, told
 from cubeclf_core.trained import Classifier
 from cubeclf_core.vit import Vit3d
-from finetune.fresh import USES
+from finetune.exporting.fresh import USES
 
 _FORMATS = {
     "keras": "a model of keras, for cellfinder and brainmapper",
