@@ -263,6 +263,12 @@ def _conclude(config: ClassifyConfig, summaries: Sequence[dict[str, Any]]) -> No
     """Warn of brains unlike those of the training, and fail if candidates were not read."""
     if any(summary["drift"] is None for summary in summaries):
         say("note        the classifier does not tell what its training brains were like")
+    drifts = [summary["drift"] for summary in summaries if summary["drift"]]
+    if any(drift["scores_apart"] is drift["far_share"] is None for drift in drifts):
+        say(
+            "note        brains could not be compared with the training: that takes a network, or "
+            "a single classifier with held-out labels"
+        )
     for summary in summaries:
         for warning in (summary["drift"] or {}).get("warnings", ()):
             say(f"warning     {summary['brain']}: {warning}")

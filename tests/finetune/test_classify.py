@@ -346,6 +346,21 @@ def test_what_a_run_depends_on_may_not_change_before_it_goes_on(
     refused("job.json, which says what the results in")
 
 
+def test_a_kill_before_the_settings_are_written_leaves_nothing_in_the_way(
+    noise: Noise, done: Path, tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path) -> None:
+        raise SystemExit(9)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as now:
+        now.setattr("cubeclf_core.runs.mark", killed)
+        assert command(*noise.words(out)).code == 9
+    assert not out.exists()
+    assert command(*noise.words(out, "--resume")).code == 0
+    assert rows(out) == rows(done)
+
+
 def test_a_brain_unlike_the_training_is_warned_of(simulated, tmp_path: Path, command) -> None:
     """The same brain twice, once as by a camera with a far higher offset."""
     run, like = tmp_path / "run", simulated(1)
