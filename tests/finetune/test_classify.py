@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,18 @@ import torch
 import yaml
 
 from cubeclf_core.backbones import build_backbone
+from cubeclf_core.brains import VolumeAt
 from cubeclf_core.candidates import read_all_candidates
 from cubeclf_core.cells import Cells, read_cells, write_cells
 from cubeclf_core.checkpoint import FORMAT_VERSION
+from cubeclf_core.errors import RunFailed
 from cubeclf_core.fast import fastest
 from cubeclf_core.pyramid import write_ome_zarr
 from cubeclf_core.trained import Classifier, load_trained, save_classifier
 from cubeclf_core.vit import Vit3dConfig
 from cubeclf_core.volumes import open_volume
+from finetune.classify_cluster import Task, run_part
+from finetune.classify_parts import Part, load_part
 
 UM = (5.0, 1.0, 1.0)
 SHAPE = (40, 512, 512)
@@ -359,6 +363,27 @@ def test_a_kill_before_the_settings_are_written_leaves_nothing_in_the_way(
     assert not out.exists()
     assert command(*noise.words(out, "--resume")).code == 0
     assert rows(out) == rows(done)
+
+
+def test_a_worker_serves_one_job_after_another_and_none_that_it_would_compute_otherwise(
+    noise: Noise, done: Path, tmp_path: Path
+) -> None:
+    """What it has loaded for a job is not used for the next, though paths are the same."""
+    classifier = tmp_path / "c.safetensors"
+    where = read_cells(noise.cells).positions[:9]
+    part = Part(0, np.arange(9), where, np.zeros(9, bool))
+    at = VolumeAt(noise.volume)
+    for number, file in enumerate(noise.classifiers):
+        shutil.copyfile(file, classifier)
+        folder = tmp_path / str(number)
+        task = Task(f"job {number}", at, (classifier,), True, False, "float32 on cpu", folder)
+        assert run_part(task, part) == 9
+        scores = load_part(folder, part, task.job)
+        expected = looked_up(noise, number, n=9)
+        np.testing.assert_allclose(scores.probability[:, 0], expected, atol=2e-6)
+        assert load_part(folder, part, "another job") is None
+    with pytest.raises(RunFailed, match="a worker computes in float32 on cpu, the run in bfloat16"):
+        run_part(replace(task, computing="bfloat16 on cuda"), part)
 
 
 def test_a_brain_unlike_the_training_is_warned_of(simulated, tmp_path: Path, command) -> None:
