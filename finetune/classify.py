@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cubeclf_core.axes import Shape3
 from cubeclf_core.brains import Brain
 from cubeclf_core.cells import Cells
 from cubeclf_core.console import progress, say
@@ -56,11 +57,14 @@ class Work:
         Where its results go.
     job
         What its results depend on.
+    cuboid
+        What the classifier takes, in voxels of the brain.
     """
 
     brain: Brain
     folder: Path
     job: Job
+    cuboid: Shape3
 
     @property
     def cells(self) -> Cells:
@@ -93,8 +97,14 @@ def classify(config: ClassifyConfig) -> None:
         config.classifier, exact=config.exact, flips=config.tta, embeddings=config.embeddings
     )
     check_folders(brains)
+    taken = scorer.config.cuboid_shape, scorer.config.voxel_size_um
     works = [
-        Work(brain, config.out if len(brains) == 1 else config.out / brain.name, job)
+        Work(
+            brain,
+            config.out if len(brains) == 1 else config.out / brain.name,
+            job,
+            source_shape(*taken, brain.volume),
+        )
         for brain, job in zip(brains, describe(config, brains), strict=True)
     ]
     resumed = config.resume and (config.out / "config.yaml").exists()
@@ -200,13 +210,11 @@ def _plan(config: ClassifyConfig, scorer: Scorer, work: Work) -> tuple[list[Part
     which : numpy.ndarray
         Shape (n,), the place of each candidate; several may share one.
     """
-    volume = work.brain.volume
-    cuboid = source_shape(scorer.config.cuboid_shape, scorer.config.voxel_size_um, volume)
     places, which = np.unique(work.cells.positions, axis=0, return_inverse=True)
     embedded = np.full(len(places), config.embeddings)
     if scorer.embedder is not None and read_reference(scorer.classifiers[0].training):
         embedded |= sampled(len(places))
-    parts = make_parts(places, volume.chunk_shape, cuboid, embedded, config.part)
+    parts = make_parts(places, work.brain.volume.chunk_shape, work.cuboid, embedded, config.part)
     return parts, which.reshape(-1)
 
 
