@@ -42,7 +42,7 @@ class Visit:
         return Decoded(self, box, np.zeros(len(self.who), bool))
 
     def salvage(self, volume: Volume, n: int) -> Decoded:
-        """Read as `read` does; where that fails, what each cuboid needs by itself."""
+        """Read as `read` does; where that fails, once more, what needs the same chunks at once."""
         try:
             return self.read(volume, n)
         except VolumeError as error:
@@ -50,15 +50,33 @@ class Visit:
         corner = self.corner
         box = np.zeros((n, *(self.high.max(axis=0) - corner).tolist()), volume.dtype)
         lost = np.zeros(len(self.who), bool)
-        for i, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
+        for who in self._by_chunks(volume, n):
+            low, high = self.low[who].min(axis=0), self.high[who].max(axis=0)
             try:
-                part = volume.read(low, high, n)
+                part = volume.read(low, high, n, finite=False)
             except VolumeError:
-                lost[i] = True
-            else:
-                at = map(slice, (low - corner).tolist(), (high - corner).tolist())
-                box[(slice(None), *at)] = part
-        return Decoded(self, box, lost, fault)
+                lost[who] = True
+                continue
+            finite = np.isfinite(part)
+            for i in who.tolist() if not finite.all() else ():
+                lost[i] = not finite[_slices(self.low[i] - low, self.high[i] - low)].all()
+            # Groups overlap: what one has read is not undone by another that has not.
+            np.copyto(box[_slices(low - corner, high - corner)], part, where=finite)
+        return Decoded(self, box, lost, fault if lost.any() else None)
+
+    def _by_chunks(self, volume: Volume, n: int) -> list[Integers]:
+        """Group the cuboids, by number, whose parts lie in the same chunks."""
+        chunks = np.concatenate([channel.chunks for channel in volume.channels[:n]])
+        low, high = np.tile(self.low, n), np.tile(self.high, n)
+        reach = np.concatenate([low // chunks, (high - 1) // chunks], axis=1)
+        _, group = np.unique(reach, axis=0, return_inverse=True)
+        group = group.reshape(-1)
+        return [np.flatnonzero(group == number) for number in range(int(group.max()) + 1)]
+
+
+def _slices(low: Integers, high: Integers) -> tuple[slice, ...]:
+    """Every channel of a box."""
+    return slice(None), *map(slice, low.tolist(), high.tolist())
 
 
 class Decoded(NamedTuple):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cubeclf_core.candidates import read_candidates
 from cubeclf_core.cells import Cells
+from cubeclf_core.checkpoint import Header
 from cubeclf_core.errors import CheckpointError, InputError
 from cubeclf_core.exported import is_exported, load_exported
 from cubeclf_core.fast import load_fast

@@ -15,7 +15,7 @@ from cubeclf_core.cli import to_yaml
 from cubeclf_core.console import is_main_process, say
 from cubeclf_core.environment import environment
 from cubeclf_core.errors import InputError
-from cubeclf_core.files import mark, remove, replacing
+from cubeclf_core.files import mark, replacing
 
 
 def check_same_settings(folder: Path, config: Any, may_change: Collection[str]) -> None:
@@ -72,13 +72,15 @@ class RunFolder:
         self.exported = path / "exported"
         if not is_main_process():
             return
-        if not resume:
-            remove(path)
-            path.mkdir(parents=True)
-            mark(path)
         asked = {field.name for field in dataclasses.fields(config)} & {"overwrite", "resume"}
-        rerun = dataclasses.replace(config, **dict.fromkeys(asked, False))  # it asks again
-        self.write_text("config.yaml", to_yaml(rerun))
+        rerun = to_yaml(dataclasses.replace(config, **dict.fromkeys(asked, False)))  # it asks again
+        if resume:
+            self.write_text("config.yaml", rerun)
+        else:
+            with replacing(path) as made:  # so that there is no folder that cannot be resumed
+                made.mkdir()
+                mark(made)
+                (made / "config.yaml").write_text(rerun, encoding="utf-8")
         name = "environment.json"
         if resume:  # it may be another machine: both are kept
             name = f"environment_{len(list(path.glob('environment*.json')))}.json"

@@ -128,6 +128,8 @@ class Volume:
         stop: Corner,
         n_channels: int | None = None,
         out: Shaped[np.ndarray, "c z y x"] | None = None,
+        *,
+        finite: bool = True,
     ) -> Shaped[np.ndarray, "c z y x"]:
         """Read a box of all channels, or of the first few.
 
@@ -139,6 +141,8 @@ class Volume:
             How many channels; all by default.
         out
             What to fill, of the result's shape and dtype; its voxels may lie apart in memory.
+        finite
+            Whether values that are not finite are an error; or else they are given.
 
         Returns
         -------
@@ -160,7 +164,7 @@ class Volume:
         assert (box.shape, box.dtype) == (shape, self.dtype)
         for channel, part in zip(self.channels, box, strict=False):
             read_into(channel, (z, y, x), part)
-        if box.dtype.kind == "f" and not np.isfinite(box).all():
+        if finite and box.dtype.kind == "f" and not np.isfinite(box).all():
             c, *where = np.argwhere(~np.isfinite(box))[0]
             at = ", ".join(str(a + b.start) for a, b in zip(where, (z, y, x), strict=True))
             raise VolumeError(

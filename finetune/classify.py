@@ -6,7 +6,6 @@ these files in the end: so a killed run goes on, on one process or many, to the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from cubeclf_core.axes import Shape3
 from cubeclf_core.brains import Brain
 from cubeclf_core.cells import Cells
 from cubeclf_core.console import progress, say
-from cubeclf_core.errors import InputError, RunFailed, Stopped
+from cubeclf_core.errors import RunFailed, Stopped
 from cubeclf_core.files import check_output, remove
 from cubeclf_core.geometry import source_shape
 from cubeclf_core.runs import RunFolder, check_same_settings
 from cubeclf_core.signals import StopRequest, stop_on_signals
-from finetune.classify_cluster import Cluster, Job, open_cluster
-from finetune.classify_cohort import write_cohort
+from finetune.classify_cluster import Cluster, Task, open_cluster
+from finetune.classify_cohort import check_folders, write_cohort
+from finetune.classify_job import Job, check_job, computing, describe, digest, write_job
 from finetune.classify_outputs import SUMMARY, put_together, write_outputs
 from finetune.classify_parts import (
     Part,
@@ -37,11 +38,10 @@ from finetune.classify_parts import (
 )
 from finetune.classify_scoring import Scorer, load_scorer, score_parts
 from finetune.config import ClassifyConfig
-from finetune.drift import SAMPLE, compare, read_reference
+from finetune.drift import compare, read_reference, sampled
 from finetune.opening import open_with_candidates
 
 _MAY_CHANGE = ("out", "resume", "overwrite", "cluster")
-_JOB = "job.json"  # what the parts are parts of
 _PARTS = "parts"
 
 
@@ -55,22 +55,27 @@ class Work:
         With its candidates.
     folder
         Where its results go.
-    parts
-        Of the places of its candidates.
-    which
-        Shape (n,), the place of each candidate; several may share one.
+    job
+        What its results depend on.
+    cuboid
+        What the classifier takes, in voxels of the brain.
     """
 
     brain: Brain
     folder: Path
-    parts: list[Part]
-    which: np.ndarray
+    job: Job
+    cuboid: Shape3
 
     @property
     def cells(self) -> Cells:
         """The candidates."""
         assert self.brain.cells is not None
         return self.brain.cells
+
+    @property
+    def parts(self) -> Path:
+        """Where the files of its parts are, until all are done."""
+        return self.folder / _PARTS
 
 
 def classify(config: ClassifyConfig) -> None:
@@ -91,7 +96,17 @@ def classify(config: ClassifyConfig) -> None:
     scorer = load_scorer(
         config.classifier, exact=config.exact, flips=config.tta, embeddings=config.embeddings
     )
-    works = [_work(config, scorer, brain, alone=len(brains) == 1) for brain in brains]
+    check_folders(brains)
+    taken = scorer.config.cuboid_shape, scorer.config.voxel_size_um
+    works = [
+        Work(
+            brain,
+            config.out if len(brains) == 1 else config.out / brain.name,
+            job,
+            source_shape(*taken, brain.volume),
+        )
+        for brain, job in zip(brains, describe(config, brains), strict=True)
+    ]
     resumed = config.resume and (config.out / "config.yaml").exists()
     _check_folder(config, works, resumed=resumed)
     with open_cluster(config.cluster) as cluster, stop_on_signals() as stop:
@@ -106,20 +121,6 @@ def classify(config: ClassifyConfig) -> None:
     _conclude(config, summaries)
 
 
-def _work(config: ClassifyConfig, scorer: Scorer, brain: Brain, *, alone: bool) -> Work:
-    """Plan what is to be done for a brain; the plan depends on nothing but the input."""
-    volume, cells = brain.volume, brain.cells
-    assert cells is not None
-    cuboid = source_shape(scorer.config.cuboid_shape, scorer.config.voxel_size_um, volume)
-    places, which = np.unique(cells.positions, axis=0, return_inverse=True)
-    embedded = np.full(len(places), config.embeddings)
-    if scorer.embedder is not None and read_reference(scorer.classifiers[0].training):
-        embedded[np.linspace(0, len(places) - 1, SAMPLE).astype(int)] = True
-    parts = make_parts(places, volume.chunk_shape, cuboid, embedded, config.part)
-    folder = config.out if alone else config.out / brain.name
-    return Work(brain, folder, parts, which.reshape(-1))
-
-
 def _check_folder(config: ClassifyConfig, works: Sequence[Work], *, resumed: bool) -> None:
     """Raise unless OUT can be made anew, or is the run that is to go on."""
     inputs = [*config.classifier, config.cells]
@@ -129,45 +130,12 @@ def _check_folder(config: ClassifyConfig, works: Sequence[Work], *, resumed: boo
         return
     check_same_settings(config.out, config, _MAY_CHANGE)
     for work in works:
-        try:
-            before = json.loads((work.folder / _JOB).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue  # it had not begun
-        for what, value in _job(config, work).items():
-            if value != before.get(what):
-                raise InputError(
-                    f"the {what} of {work.brain.name} is not what the run in {config.out} began "
-                    "with; begin anew with --overwrite, or choose another --out"
-                )
-
-
-def _job(config: ClassifyConfig, work: Work) -> dict[str, Any]:
-    """Say what results of parts depend on, so that none are mixed."""
-    volume = work.brain.volume
-    return {
-        "list of candidates": hashlib.sha256(work.cells.positions.tobytes()).hexdigest(),
-        "classifier": [_digest(path) for path in config.classifier],
-        "volume": [list(volume.shape), volume.dtype.name, list(volume.voxel_size_um)],
-    }
-
-
-def _digest(classifier: Path) -> str:
-    """Hash a classifier's file, or those of its folder."""
-    trained = classifier / "exported" / "classifier.safetensors"
-    files = [trained] if trained.is_file() else sorted(classifier.rglob("*"))
-    digest = hashlib.sha256()
-    for file in [classifier] if classifier.is_file() else files:
-        if file.is_file():
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+        begun = (work.folder / SUMMARY).exists() or any(work.parts.glob("part_*"))
+        check_job(work.folder, work.job, work.brain.name, begun=begun)
 
 
 def _remark(works: Sequence[Work], scorer: Scorer) -> None:
     """Say what a user may not expect."""
-    for work in works:
-        if twice := len(work.which) - sum(map(len, work.parts)):
-            say(f"note        {work.brain.name}: {twice} candidates are at the place of another")
     lacking = [w.brain.name for w in works if w.brain.volume.n_channels < scorer.channels]
     if lacking:
         say(
@@ -184,15 +152,20 @@ def _classify(
     stop: StopRequest,
 ) -> dict[str, Any]:
     """Score what is left to score of a brain, and write what there is to tell of it."""
-    before = _finished(work.folder)
+    before = _finished(work)
     if before is not None:
         say(f"{work.brain.name} is done already: {work.folder}")
+        remove(work.parts)  # which a kill may have left
         return before
-    folder, n_classifiers = work.folder / _PARTS, len(scorer.classifiers)
-    folder.mkdir(parents=True, exist_ok=True)
-    (work.folder / _JOB).write_text(json.dumps(_job(config, work)), encoding="utf-8")
-    left = unfinished(folder, work.parts, n_classifiers)
-    total = sum(map(len, work.parts))
+    work.parts.mkdir(parents=True, exist_ok=True)
+    write_job(work.folder, work.job)
+    job = digest(work.job)
+    parts, which = _plan(config, scorer, work)
+    total = sum(map(len, parts))
+    if total < len(which):
+        twice = len(which) - total
+        say(f"note        {work.brain.name}: {twice} candidates are at the place of another")
+    left = unfinished(work.parts, parts, job)
     done = total - sum(map(len, left))
     with progress(f"classifying {work.brain.name}", total, unit="candidates", done=done) as show:
 
@@ -203,55 +176,78 @@ def _classify(
 
         if cluster is None:
             for part, scores in score_parts(scorer, work.brain.volume, left, advance):
-                save_part(folder, part, scores)
+                save_part(work.parts, part, job, scores)
         else:
-            cluster.run(_sent(config, work, folder), left, advance)
+            cluster.run(_task(config, work, job), left, advance)
     found = put_together(
         work.brain.name,
         work.cells,
-        work.which,
-        ((part, _kept(folder, part, n_classifiers)) for part in work.parts),
+        which,
+        ((part, _kept(work.parts, part, job)) for part in parts),
         scorer.threshold if config.threshold is None else config.threshold,
         embeddings=config.embeddings,
     )
     drift = compare(
         read_reference(scorer.classifiers[0].training),
-        found.probability if n_classifiers == 1 else None,
+        found.probability if len(scorer.classifiers) == 1 else None,
         found.sample,
     )
     write_outputs(work.folder, found, work.brain.volume, {"drift": drift})
     if not found.unread.any():
-        remove(folder)
+        remove(work.parts)
     summary = {**found.summary(), "drift": drift}
     _tell(work.folder, summary)
     return summary
 
 
-def _finished(folder: Path) -> dict[str, Any] | None:
+def _plan(config: ClassifyConfig, scorer: Scorer, work: Work) -> tuple[list[Part], np.ndarray]:
+    """Cut the places of candidates into parts; this depends on nothing but the job.
+
+    Returns
+    -------
+    parts : list of Part
+        Of places.
+    which : numpy.ndarray
+        Shape (n,), the place of each candidate; several may share one.
+    """
+    places, which = np.unique(work.cells.positions, axis=0, return_inverse=True)
+    embedded = np.full(len(places), config.embeddings)
+    if scorer.embedder is not None and read_reference(scorer.classifiers[0].training):
+        embedded |= sampled(len(places))
+    parts = make_parts(places, work.brain.volume.chunk_shape, work.cuboid, embedded, config.part)
+    return parts, which.reshape(-1)
+
+
+def _finished(work: Work) -> dict[str, Any] | None:
     """Read the summary of a brain that is done, all of it."""
     try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        return summary if summary["unread"] == 0 else None
+        summary = json.loads((work.folder / SUMMARY).read_text(encoding="utf-8"))
+        done = summary["unread"] == 0 and summary["brain"] == work.brain.name
     except (OSError, ValueError, KeyError):
         return None
+    return summary if done else None
 
 
-def _kept(folder: Path, part: Part, n_classifiers: int) -> Scores:
-    scores = load_part(folder, part, n_classifiers)
+def _kept(folder: Path, part: Part, job: str) -> Scores:
+    scores = load_part(folder, part, job)
     if scores is None:
-        raise RunFailed(f"{part_file(folder, part.number)} is gone; go on with --resume")
+        raise RunFailed(
+            f"{part_file(folder, part.number)} is gone, or another run's; go on with --resume"
+        )
     return scores
 
 
-def _sent(config: ClassifyConfig, work: Work, folder: Path) -> Job:
+def _task(config: ClassifyConfig, work: Work, job: str) -> Task:
     """Say what a worker needs to know; it may run elsewhere, but sees the same files."""
     assert work.brain.at is not None
-    return Job(
+    return Task(
+        job,
         work.brain.at.from_anywhere(),
         tuple(path.absolute() for path in config.classifier),
         exact=config.exact,
         flips=config.tta,
-        folder=folder.absolute(),
+        computing=computing(exact=config.exact),
+        folder=work.parts.absolute(),
     )
 
 
@@ -275,6 +271,12 @@ def _conclude(config: ClassifyConfig, summaries: Sequence[dict[str, Any]]) -> No
     """Warn of brains unlike those of the training, and fail if candidates were not read."""
     if any(summary["drift"] is None for summary in summaries):
         say("note        the classifier does not tell what its training brains were like")
+    drifts = [summary["drift"] for summary in summaries if summary["drift"]]
+    if any(drift["scores_apart"] is drift["far_share"] is None for drift in drifts):
+        say(
+            "note        brains could not be compared with the training: that takes a network, or "
+            "a single classifier with held-out labels"
+        )
     for summary in summaries:
         for warning in (summary["drift"] or {}).get("warnings", ()):
             say(f"warning     {summary['brain']}: {warning}")

@@ -8,65 +8,78 @@ again elsewhere, and nothing else is.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from cubeclf_core.brains import VolumeAt
 from cubeclf_core.console import say
 from cubeclf_core.errors import CubeclfError, InputError, RunFailed
 from cubeclf_core.volumes import Volume
+from finetune.classify_job import computing
 from finetune.classify_parts import Part, save_part, unfinished
 from finetune.classify_scoring import Scorer, load_scorer, score_parts
 
 _PATIENCE_S = 15  # for a scheduler to answer
 _THREADS = 2  # of a worker that decode; others run beside it
+_LOADING = Lock()
 _LOOK_S = 0.5  # how often to look whether somebody wants to stop
 
 
 @dataclass(frozen=True)
-class Job:
+class Task:
     """What a worker needs to know of a brain; the same for all of its parts.
 
     Attributes
     ----------
+    job
+        Digest of all that scores depend on: what a worker has loaded serves this job alone.
     at
         The volume.
     classifiers
         Paths.
     exact, flips
         See `load_scorer`.
+    computing
+        In which precision and on what kind of device, see `finetune.classify_job.computing`.
     folder
         Where the parts' files go.
     """
 
+    job: str
     at: VolumeAt
     classifiers: tuple[Path, ...]
     exact: bool
     flips: bool
+    computing: str
     folder: Path
 
 
-def run_part(job: Job, part: Part) -> int:
+def run_part(task: Task, part: Part) -> int:
     """Score one part and write its file, unless it is there; gives its number of candidates."""
-    if unfinished(job.folder, [part], len(job.classifiers)):
-        scorer = _scorer(job.classifiers, job.exact, job.flips)
-        for done, scores in score_parts(scorer, _volume(job.at), [part], threads=_THREADS):
-            save_part(job.folder, done, scores)
+    here = computing(exact=task.exact)
+    if here != task.computing:
+        raise RunFailed(
+            f"a worker computes in {here}, the run in {task.computing}: results would be mixed; "
+            "begin anew with --exact, or with machines of one kind"
+        )
+    if unfinished(task.folder, [part], task.job):
+        with _LOADING:  # a worker may have several threads
+            scorer, volume = _loaded(task)
+        for done, scores in score_parts(scorer, volume, [part], threads=_THREADS):
+            save_part(task.folder, done, task.job, scores)
     return len(part)
 
 
 @lru_cache(maxsize=1)
-def _scorer(classifiers: tuple[Path, ...], exact: bool, flips: bool) -> Scorer:
-    return load_scorer(classifiers, exact=exact, flips=flips, embeddings=False)
-
-
-@lru_cache(maxsize=1)
-def _volume(at: VolumeAt) -> Volume:
-    return at.open()
+def _loaded(task: Task) -> tuple[Scorer, Volume]:
+    scorer = load_scorer(task.classifiers, exact=task.exact, flips=task.flips, embeddings=False)
+    return scorer, task.at.open()
 
 
 class Cluster:
@@ -81,12 +94,12 @@ class Cluster:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    def run(self, job: Job, parts: Sequence[Part], advance: Callable[[int], None]) -> None:
+    def run(self, task: Task, parts: Sequence[Part], advance: Callable[[int], None]) -> None:
         """Have parts scored; all of them leave their files.
 
         Parameters
         ----------
-        job
+        task
             What all have in common.
         parts
             In the order in which they are begun.
@@ -103,7 +116,7 @@ class Cluster:
 
         if not self._client.scheduler_info()["workers"]:
             say("note        the cluster has no workers yet; waiting for some")
-        pending = {self._client.submit(run_part, job, part, pure=False) for part in parts}
+        pending = {self._client.submit(run_part, task, part, pure=False) for part in parts}
         try:
             while pending:
                 done: set[Any] = set()
@@ -150,8 +163,8 @@ def open_cluster(where: str | None) -> Iterator[Cluster | None]:
         raise InputError(
             "--cluster needs dask.distributed: pip install 'cubeclf[cluster]'"
         ) from error
-    if where.startswith("local"):
-        n = int(where.partition(":")[2] or 2)
+    if local := re.fullmatch(r"local(?::(\d+))?", where):
+        n = int(local[1] or 2)
         with (
             # Memory is bounded by what reads, not by ending processes.
             LocalCluster(
@@ -165,7 +178,13 @@ def open_cluster(where: str | None) -> Iterator[Cluster | None]:
         ):
             yield Cluster(client)
         return
-    named = {"scheduler_file": where} if where.endswith(".json") else {"address": where}
+    named = {"address": where}
+    if where.endswith(".json"):
+        if not Path(where).is_file():
+            raise InputError(
+                f"there is no {where}; start a scheduler with --scheduler-file {where} before"
+            )
+        named = {"scheduler_file": where}
     try:
         client = Client(**named, timeout=_PATIENCE_S)
     except (OSError, TimeoutError, ValueError) as error:

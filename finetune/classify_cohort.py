@@ -1,4 +1,4 @@
-"""The table of a cohort: what was found in each brain, side by side."""
+"""A cohort: a folder for each brain, and a table of what was found, side by side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cubeclf_core.brains import Brain
 from cubeclf_core.console import say
+from cubeclf_core.errors import InputError
 from cubeclf_core.files import replacing
 
 TABLE = "brains.csv"
@@ -25,6 +27,24 @@ _SHOWN = {
     "reading_s": "read s",
     "drift": "",
 }
+
+
+def check_folders(brains: Sequence[Brain]) -> None:
+    """Raise if two brains would share a folder where capitals make no difference.
+
+    Raises
+    ------
+    InputError
+        If they would, as on macOS and Windows.
+    """
+    names: dict[str, str] = {}
+    for brain in brains:
+        other = names.setdefault(brain.name.casefold(), brain.name)
+        if other != brain.name:
+            raise InputError(
+                f"brains {other!r} and {brain.name!r} would share a folder on macOS and Windows; "
+                "give them names that differ in more than capitals"
+            )
 
 
 def write_cohort(folder: Path, summaries: Sequence[Mapping[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from cubeclf_core.files import replacing
 from cubeclf_core.plots import classified_candidates
 from cubeclf_core.volumes import Volume
 from finetune.classify_parts import Part, Scores
+from finetune.drift import sampled
 
 SUMMARY = "summary.json"
 _SMALL = 1 << 24  # voxels of a level that is read whole for the picture
@@ -125,10 +126,13 @@ def put_together(
         Whether all were embedded.
     """
     n = int(which.max()) + 1
+    row = np.empty(n, np.int64)  # of an embedding, in the candidates' order
+    row[which] = np.arange(len(which))
     padded, unread = np.zeros(n, bool), np.zeros(n, bool)
     probability: Float[np.ndarray, "n k"] | None = None
     embedding: Float32[np.ndarray, "n feature"] | None = None
-    embedded = np.zeros(n, bool)
+    sample: list[Float32[np.ndarray, "m feature"]] = []
+    compared = sampled(n)
     reading_s = waiting_s = 0.0
     faults: list[str] = []
     for part, scores in parts:
@@ -137,16 +141,20 @@ def put_together(
         probability[part.index] = scores.probability
         padded[part.index], unread[part.index] = scores.padded, scores.unread
         if scores.embedding.size:
-            if embedding is None:
-                embedding = np.full((n, scores.embedding.shape[1]), np.nan, np.float32)
-            embedding[part.index[part.embedded]] = scores.embedding
-            embedded[part.index[part.embedded]] = True
+            seen = part.index[part.embedded]
+            sample.append(scores.embedding[compared[seen] & ~unread[seen]])
+            if embeddings:
+                if embedding is None:
+                    embedding = np.full((len(which), scores.embedding.shape[1]), np.nan, np.float32)
+                embedding[row[seen]] = scores.embedding
         reading_s, waiting_s = reading_s + scores.reading_s, waiting_s + scores.waiting_s
         faults += scores.faults
+    if embedding is not None:  # places that are shared
+        again = np.flatnonzero(row[which] != np.arange(len(which)))
+        embedding[again] = embedding[row[which[again]]]
     assert probability is not None
     mean = probability.mean(axis=1)[which]
     several = probability.shape[1] > 1
-    nothing = np.zeros((0, 0), np.float32)
     return Classified(
         name=name,
         cells=cells,
@@ -154,8 +162,8 @@ def put_together(
         disagreement=probability.std(axis=1)[which] if several else None,
         padded=padded[which],
         unread=unread[which],
-        embedding=embedding[which] if embeddings and embedding is not None else None,
-        sample=nothing if embedding is None else embedding[embedded & ~unread],
+        embedding=embedding,
+        sample=np.concatenate(sample) if sample else np.zeros((0, 0), np.float32),
         threshold=threshold,
         reading_s=reading_s,
         waiting_s=waiting_s,

@@ -3,11 +3,13 @@
 A part is a group of chunks, so that parts share few of the chunks that they decode. It depends on
 nothing but the positions and the volume, and what is computed of a part on nothing but the part:
 so a run may be killed, or parts may be shared out to any number of workers, and the result is the
-same. A file is there whole or not at all; a part that is done twice leaves the same file.
+same. A file is there whole or not at all, and says what it is a part of; a part that is done twice
+leaves the same file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,9 +149,22 @@ def part_file(folder: Path, number: int) -> Path:
     return folder / f"part_{number:06d}.safetensors"
 
 
-def save_part(folder: Path, part: Part, scores: Scores) -> None:
-    """Write what came of a part, whole or not at all."""
+def save_part(folder: Path, part: Part, job: str, scores: Scores) -> None:
+    """Write what came of a part, whole or not at all.
+
+    Parameters
+    ----------
+    folder
+        Where.
+    part
+        Which.
+    job
+        Digest of all that its scores depend on.
+    scores
+        What came of it.
+    """
     told = {
+        "of": _mark(part, job),
         "reading_s": scores.reading_s,
         "waiting_s": scores.waiting_s,
         "faults": list(scores.faults),
@@ -164,13 +179,15 @@ def save_part(folder: Path, part: Part, scores: Scores) -> None:
         save_file(arrays, temporary, metadata={_KEY: json.dumps(told)})
 
 
-def load_part(folder: Path, part: Part, n_classifiers: int) -> Scores | None:
-    """Read what came of a part; None if there is nothing, or nothing whole."""
+def load_part(folder: Path, part: Part, job: str) -> Scores | None:
+    """Read what came of a part; None if there is nothing whole, or something of another job."""
     try:
         with safe_open(part_file(folder, part.number), "np") as opened:
             told = json.loads((opened.metadata() or {})[_KEY])
+            if told["of"] != _mark(part, job):
+                return None
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        scores = Scores(
+        return Scores(
             **arrays,
             reading_s=float(told["reading_s"]),
             waiting_s=float(told["waiting_s"]),
@@ -178,15 +195,21 @@ def load_part(folder: Path, part: Part, n_classifiers: int) -> Scores | None:
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
-    fits = scores.probability.shape == (len(part), n_classifiers)
-    return scores if fits and len(scores.embedding) == part.embedded.sum() else None
 
 
-def unfinished(folder: Path, parts: Sequence[Part], n_classifiers: int) -> list[Part]:
+def unfinished(folder: Path, parts: Sequence[Part], job: str) -> list[Part]:
     """Those parts of which there is no result, or one in which something could not be read."""
     left = []
     for part in parts:
-        scores = load_part(folder, part, n_classifiers)
+        scores = load_part(folder, part, job)
         if scores is None or scores.unread.any():
             left.append(part)
     return left
+
+
+def _mark(part: Part, job: str) -> str:
+    """Tell a part from any other, of this job or another."""
+    found = hashlib.sha256(f"{job} {part.number}".encode())
+    for array in (part.index, part.positions, part.embedded):
+        found.update(array.tobytes())
+    return found.hexdigest()

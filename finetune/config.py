@@ -370,7 +370,7 @@ class ClassifyConfig:
     tta
         Average over the eight ways to flip a cuboid: eight times the work.
     exact
-        In float32 throughout, as the network was trained; by default the fastest way that this
+        In float32 on the CPU, as the network was trained; by default the fastest way that this
         machine has and that is nearly so.
     cluster
         Share the work out by dask.distributed: a scheduler's address (tcp://HOST:8786), its

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from cubeclf_core.heads import CELL_CLASS
 
-SAMPLE = 128  # embeddings of a brain that are looked at
+_SAMPLE = 128  # embeddings of a brain that are looked at
 _QUANTILES = np.linspace(0, 1, 21)
 _USUAL = 0.95  # share of the training's labels that lie within the distance
 FAR_SHARE = 0.15  # of a brain's candidates beyond it: from here on it is told
@@ -129,6 +129,13 @@ def read_reference(training: Mapping[str, Any]) -> Reference | None:
         return Reference(**{**lists, "means": tuple(map(tuple, lists["means"]))})
     except (TypeError, KeyError):
         return None
+
+
+def sampled(n: int) -> npt.NDArray[np.bool_]:
+    """Choose those of `n` candidates whose embeddings a brain is compared by."""
+    chosen = np.zeros(n, bool)
+    chosen[np.linspace(0, n - 1, _SAMPLE).astype(int)] = True
+    return chosen
 
 
 def compare(

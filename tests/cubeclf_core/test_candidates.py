@@ -313,6 +313,73 @@ def test_candidates_in_broken_chunks_are_flagged_and_no_others(case, batch_size:
             list(read_raw_candidates(volume, positions, **options))
 
 
+class Failing(Counting):
+    """Cannot decode its first chunk, so many times."""
+
+    fails: list[int]
+
+    def __getitem__(self, key):
+        box = super().__getitem__(key)
+        if self.fails[0] and all(s.start < c for s, c in zip(key, self.chunks, strict=True)):
+            self.fails[0] -= 1
+            raise VolumeError("the first chunk is broken")
+        return box
+
+
+def failing(n: int) -> tuple[Volume, Failing, np.ndarray]:
+    """A volume of two chunks whose first fails `n` times, and many positions in it."""
+    source = Failing(np.ones((20, 60, 200), np.uint16), (20, 60, 100))
+    object.__setattr__(source, "counts", Counter())
+    object.__setattr__(source, "fails", [n])
+    volume = Volume("v", (source,), UM)
+    return volume, source, anywhere(volume, 300)
+
+
+@pytest.mark.parametrize("cell", [(1, 1, 1), (20, 60, 200)])  # the chunks one by one, and together
+def test_a_broken_chunk_is_not_decoded_again_for_each_of_its_candidates(
+    cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "_CELL", cell)
+    volume, source, positions = failing(1_000_000)
+    told: list[str] = []
+    options = {"shape": (8, 20, 20), "voxel_size_um": UM, "n_channels": 1}
+    parts = list(read_raw_candidates(volume, positions, on_fault=told.append, **options))
+    assert sum(int(part.unread.sum()) for part in parts) > 100
+    assert told == ["the first chunk is broken"]
+    assert max(source.counts.values()) <= 3
+
+
+def test_what_is_read_the_second_time_is_no_fault(by_chunk: None) -> None:
+    volume, _, positions = failing(1)
+    told: list[str] = []
+    options = {"shape": (8, 20, 20), "voxel_size_um": UM, "n_channels": 1}
+    parts = list(read_raw_candidates(volume, positions, on_fault=told.append, **options))
+    assert told == []
+    assert not any(part.unread.any() for part in parts)
+    assert all((part.cuboids == 1).all() for part in parts)
+
+
+def test_a_value_that_is_not_finite_costs_those_alone_that_hold_it() -> None:
+    array = np.ones((20, 60, 200), np.float32)
+    array[10, 30, 50] = np.nan
+    volume = Volume("v", (counting(array, (20, 60, 100)),), UM)
+    positions = anywhere(volume, 300)
+    told: list[str] = []
+    options = {"shape": (8, 20, 20), "voxel_size_um": UM, "n_channels": 1}
+    unread = np.zeros(300, bool)
+    for part in read_raw_candidates(volume, positions, on_fault=told.append, **options):
+        unread[part.index] = part.unread
+        assert np.isfinite(part.cuboids.numpy()).all()
+    cuts, _ = padded_cuts(
+        Volume("v", (ArraySource(np.nan_to_num(array)),), UM), positions, (8, 20, 20)
+    )
+    held = (cuts == 0).any(axis=(1, 2, 3, 4))
+    assert held.any()
+    assert unread[held].all()
+    assert unread.sum() < 60  # reflected ones may have had it read beside them
+    assert "not finite" in told[0]
+
+
 def test_which_cuboids_come_together_depends_on_no_thread() -> None:
     """Even where memory is so short that threads could not all have their chunk."""
     volume = random_volume((40, 300, 300), (16, 32, 32))

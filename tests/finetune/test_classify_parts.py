@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,22 +82,35 @@ def test_a_part_is_kept_whole_and_what_is_torn_counts_as_undone(tmp_path: Path) 
     where = positions(30, 0)
     parts = make_parts(where, (64, 128, 128), CUBOID, np.arange(30) < 2, 30)
     (part,) = parts
-    assert load_part(tmp_path, part, 2) is None
+    assert load_part(tmp_path, part, "a job") is None
     scores = make_scores(30)
-    save_part(tmp_path, part, scores)
-    found = load_part(tmp_path, part, 2)
+    save_part(tmp_path, part, "a job", scores)
+    found = load_part(tmp_path, part, "a job")
     np.testing.assert_array_equal(found.probability, scores.probability)
     np.testing.assert_array_equal(found.embedding, scores.embedding)
     np.testing.assert_array_equal(found.padded, scores.padded)
     assert (found.reading_s, found.waiting_s, found.faults) == (1.5, 0.5, ())
-    assert unfinished(tmp_path, parts, 2) == []
-    assert unfinished(tmp_path, parts, 1) == parts  # of another number of classifiers
+    assert unfinished(tmp_path, parts, "a job") == []
     file = part_file(tmp_path, 0)
     first = file.read_bytes()
-    save_part(tmp_path, part, scores)
+    save_part(tmp_path, part, "a job", scores)
     assert file.read_bytes() == first
     file.write_bytes(first[:-9])
-    assert unfinished(tmp_path, parts, 2) == parts
-    save_part(tmp_path, part, make_scores(30, unread=3))
-    assert load_part(tmp_path, part, 2).faults == ("chunk 3 is broken",)
-    assert unfinished(tmp_path, parts, 2) == parts  # what could not be read is tried again
+    assert unfinished(tmp_path, parts, "a job") == parts
+    save_part(tmp_path, part, "a job", make_scores(30, unread=3))
+    assert load_part(tmp_path, part, "a job").faults == ("chunk 3 is broken",)
+    assert unfinished(tmp_path, parts, "a job") == parts  # what could not be read is tried again
+
+
+def test_a_part_of_something_else_is_none_of_this_job(tmp_path: Path) -> None:
+    """Though as many were scored: an old task of a cluster may have left it."""
+    where = positions(30, 0)
+    (part,) = make_parts(where, (64, 128, 128), CUBOID, np.arange(30) < 2, 30)
+    save_part(tmp_path, part, "a job", make_scores(30))
+    assert load_part(tmp_path, part, "a job") is not None
+    assert load_part(tmp_path, part, "another job") is None
+    moved = replace(part, positions=part.positions + np.array([0, 0, 1]))
+    others = replace(part, index=part.index + 1)
+    embedded = replace(part, embedded=part.embedded[::-1])
+    for other in (moved, others, embedded):
+        assert load_part(tmp_path, other, "a job") is None

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,13 +81,21 @@ def uninterrupted(given: Input, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def done_parts(out: Path) -> list[Path]:
-    return sorted((out / "parts").glob("part_*"))
+    try:
+        return sorted((out / "parts").glob("part_*"))
+    except FileNotFoundError:  # removed while it was being looked into
+        return []
 
 
-def wait_for_parts(process: subprocess.Popen[str], out: Path, n: int) -> list[Path]:
-    while process.poll() is None and len(done_parts(out)) < n:
+def wait_until(happened: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
-    return done_parts(out)
+
+
+def wait_for_parts(process: subprocess.Popen[str], out: Path, n: int) -> None:
+    wait_until(lambda: process.poll() is not None or len(done_parts(out)) >= n)
 
 
 def assert_same(out: Path, reference: Path) -> None:
@@ -105,11 +114,14 @@ POINTS = ("cells.xml", "cell_classification.xml", "cell_classification.yml")
 def watch_until_done(process: subprocess.Popen[str], out: Path) -> dict[Path, tuple[int, int]]:
     """Which file each part was when last seen; they are removed in the end."""
     seen: dict[Path, tuple[int, int]] = {}
-    while process.poll() is None:
+
+    def look() -> bool:
         for part in done_parts(out):
             with suppress(FileNotFoundError):
                 seen[part] = written(part)
-        time.sleep(0.005)
+        return process.poll() is not None
+
+    wait_until(look, 240)
     succeed(process)
     return seen
 
@@ -183,8 +195,12 @@ def dask(*words: object) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def scheduler_with(n: int, folder: Path) -> Iterator[tuple[Path, list[subprocess.Popen[str]]]]:
-    """A scheduler and workers as a lab starts them, each a process of its own."""
+def scheduler_with(n: int, folder: Path) -> Iterator[tuple[Any, list[subprocess.Popen[str]]]]:
+    """A scheduler and workers as a lab starts them, each a process of its own; all are there.
+
+    Gives a client of the scheduler, and the workers, which are named by their numbers.
+    """
+    distributed = pytest.importorskip("distributed")
     file = folder / "scheduler.json"
     with ExitStack() as stack:
 
@@ -196,11 +212,21 @@ def scheduler_with(n: int, folder: Path) -> Iterator[tuple[Path, list[subprocess
 
         flags = ("--scheduler-file", file, "--port", 0, "--no-dashboard", "--no-jupyter")
         start("dask_scheduler", *flags)
-        while not file.exists():
-            time.sleep(0.05)
+        wait_until(file.exists)
         quiet = ("--no-nanny", "--no-dashboard", "--nthreads", 1, "--memory-limit", 0)
         flags = ("--scheduler-file", file, *quiet, "--local-directory", folder)
-        yield file, [start("dask_worker", *flags) for _ in range(n)]
+        workers = [start("dask_worker", *flags, "--name", f"worker {i}") for i in range(n)]
+        options = {"scheduler_file": str(file), "set_as_default": False}
+        client = stack.enter_context(distributed.Client(**options, timeout=60))
+        client.wait_for_workers(n, timeout=60)
+        yield client, workers
+
+
+def busy(client: Any, name: str) -> bool:
+    """Whether a worker has been given a task that is not done."""
+    known = client.scheduler_info(n_workers=-1)["workers"]
+    (address,) = (where for where, worker in known.items() if worker["name"] == name)
+    return bool(client.processing([address])[address])
 
 
 @pytest.mark.slow
@@ -208,9 +234,10 @@ def test_a_worker_that_is_killed_costs_its_part_and_nothing_else(
     given: Input, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with scheduler_with(2, tmp_path) as (file, workers):
-        process = given.start(out, "--cluster", file)
+    with scheduler_with(2, tmp_path) as (client, workers):
+        process = given.start(out, "--cluster", tmp_path / "scheduler.json")
         wait_for_parts(process, out, 2)
+        assert busy(client, "worker 0")
         workers[0].kill()
         workers[0].wait()
         before = {part: written(part) for part in done_parts(out)}
