@@ -25,4 +25,4 @@ def export() -> NoReturn:
 
 def classify() -> NoReturn:
     """Run `cubeclf-classify`."""
-    launch("cubeclf-classify", ClassifyConfig, "finetune.classify:classify")
+    launch("cubeclf-classify", ClassifyConfig, "finetune.classifying.run:classify")

@@ -116,7 +116,7 @@ def test_classifying_waits_for_neither_timm_nor_torchvision(tmp_path: Path) -> N
     file = tmp_path / "c.safetensors"
     save_classifier(file, classifier_of("plain"), {})
     code = (
-        "import sys; import finetune.classify; from cubeclf_core import load_classifier\n"
+        "import sys; import finetune.classifying.run; from cubeclf_core import load_classifier\n"
         f"load_classifier({str(file)!r})\n"
         "late = {'timm', 'torchvision', 'sklearn', 'lightning_fabric', 'lightly', 'scipy'}\n"
         "assert not late & set(sys.modules), late & set(sys.modules)"

@@ -25,8 +25,8 @@ from cubeclf_core.pyramid import write_ome_zarr
 from cubeclf_core.trained import Classifier, load_trained, save_classifier
 from cubeclf_core.vit import Vit3dConfig
 from cubeclf_core.volumes import open_volume
-from finetune.classify_cluster import Task, run_part
-from finetune.classify_parts import Part, load_part
+from finetune.classifying.cluster import Task, run_part
+from finetune.classifying.parts import Part, load_part
 
 UM = (5.0, 1.0, 1.0)
 SHAPE = (40, 512, 512)
@@ -99,7 +99,7 @@ def looked_up(noise: Noise, which: int, flip: tuple[int, ...] = (), n: int = N) 
 @pytest.fixture(scope="module")
 def done(noise: Noise, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The noise, classified by the first network."""
-    from finetune.classify import classify
+    from finetune.classifying.run import classify
     from finetune.config import ClassifyConfig
 
     out = tmp_path_factory.mktemp("done") / "out"
@@ -339,7 +339,7 @@ def test_what_a_run_depends_on_may_not_change_before_it_goes_on(
     shutil.copytree(noise.volume, copy)
     with monkeypatch.context() as elsewhere:
         other = torch.device("cuda"), torch.bfloat16
-        elsewhere.setattr("finetune.classify_job.fastest", lambda: other)
+        elsewhere.setattr("finetune.classifying.job.fastest", lambda: other)
         refused("the way of computing (precision and kind of device) of noise")
     (out / "parts").mkdir()  # as a kill leaves it, once all else is done
     again = command(*words, "--resume")

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.classify_parts import (
+from finetune.classifying.parts import (
     Part,
     Scores,
     load_part,

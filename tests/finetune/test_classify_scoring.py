@@ -13,8 +13,8 @@ import torch
 from cubeclf_core.classifier import LoadedClassifier
 from cubeclf_core.vit_config import Vit3dConfig
 from cubeclf_core.volumes import ArraySource, Volume
-from finetune.classify_parts import make_parts
-from finetune.classify_scoring import Scorer, score_parts
+from finetune.classifying.parts import make_parts
+from finetune.classifying.scoring import Scorer, score_parts
 
 UM = (5.0, 1.0, 1.0)
 CHUNK, CUBOID = (64, 128, 128), (20, 50, 50)

@@ -21,9 +21,9 @@ from cubeclf_core.brains import VolumeAt
 from cubeclf_core.console import say
 from cubeclf_core.errors import CubeclfError, InputError, RunFailed
 from cubeclf_core.volumes import Volume
-from finetune.classify_job import computing
-from finetune.classify_parts import Part, save_part, unfinished
-from finetune.classify_scoring import Scorer, load_scorer, score_parts
+from finetune.classifying.job import computing
+from finetune.classifying.parts import Part, save_part, unfinished
+from finetune.classifying.scoring import Scorer, load_scorer, score_parts
 
 _PATIENCE_S = 15  # for a scheduler to answer
 _THREADS = 2  # of a worker that decode; others run beside it
@@ -46,7 +46,7 @@ class Task:
     exact, flips
         See `load_scorer`.
     computing
-        In which precision and on what kind of device, see `finetune.classify_job.computing`.
+        In which precision and on what kind of device, see `finetune.classifying.job.computing`.
     folder
         Where the parts' files go.
     """

@@ -20,7 +20,7 @@ from cubeclf_core.errors import InputError
 from cubeclf_core.heads import CELL_CLASS
 from cubeclf_core.network_configs import BackboneConfig
 from cubeclf_core.volumes import Volume
-from finetune.classify_parts import Part, Scores
+from finetune.classifying.parts import Part, Scores
 
 BATCH = 64
 MEMORY = 256 << 20  # bytes of unfinished cuboids and decoded chunks, some 1,000 cuboids

@@ -23,11 +23,11 @@ from cubeclf_core.files import check_output, remove
 from cubeclf_core.geometry import source_shape
 from cubeclf_core.runs import RunFolder, check_same_settings
 from cubeclf_core.signals import StopRequest, stop_on_signals
-from finetune.classify_cluster import Cluster, Task, open_cluster
-from finetune.classify_cohort import check_folders, write_cohort
-from finetune.classify_job import Job, check_job, computing, describe, digest, write_job
-from finetune.classify_outputs import SUMMARY, put_together, write_outputs
-from finetune.classify_parts import (
+from finetune.classifying.cluster import Cluster, Task, open_cluster
+from finetune.classifying.cohort import check_folders, write_cohort
+from finetune.classifying.job import Job, check_job, computing, describe, digest, write_job
+from finetune.classifying.outputs import SUMMARY, put_together, write_outputs
+from finetune.classifying.parts import (
     Part,
     Scores,
     load_part,
@@ -36,7 +36,7 @@ from finetune.classify_parts import (
     save_part,
     unfinished,
 )
-from finetune.classify_scoring import Scorer, load_scorer, score_parts
+from finetune.classifying.scoring import Scorer, load_scorer, score_parts
 from finetune.config import ClassifyConfig
 from finetune.drift import compare, read_reference, sampled
 from finetune.opening import open_with_candidates

@@ -18,7 +18,7 @@ from cubeclf_core.errors import VolumeError
 from cubeclf_core.files import replacing
 from cubeclf_core.plots import classified_candidates
 from cubeclf_core.volumes import Volume
-from finetune.classify_parts import Part, Scores
+from finetune.classifying.parts import Part, Scores
 from finetune.drift import sampled
 
 SUMMARY = "summary.json"

@@ -1,0 +1,1 @@
+"""From the candidates of brains to cells with probabilities, part by part."""
