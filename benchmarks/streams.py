@@ -45,10 +45,12 @@ class Told(Volume):
         stop: Corner,
         n_channels: int | None = None,
         out: Shaped[np.ndarray, "c z y x"] | None = None,
+        *,
+        finite: bool = True,
     ) -> Shaped[np.ndarray, "c z y x"]:
         """Read a box; see `Volume.read`."""
         self.reads.append((start, stop))
-        return super().read(start, stop, n_channels, out)
+        return super().read(start, stop, n_channels, out, finite=finite)
 
 
 def decoded_chunks(reads: Sequence[Box], chunk: Shape3) -> float:
@@ -74,6 +76,8 @@ class Unread(Told):
         stop: Corner,
         n_channels: int | None = None,
         out: Shaped[np.ndarray, "c z y x"] | None = None,
+        *,
+        finite: bool = True,
     ) -> Shaped[np.ndarray, "c z y x"]:
         """Give back what is to be filled, as it is."""
         assert out is not None
