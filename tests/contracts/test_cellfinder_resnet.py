@@ -211,8 +211,9 @@ def test_training_is_cellfinders(resnet18: Any, folder: Path) -> None:
     resnet18.zero_grad()
     expected[:, 1].sum().backward()
     gradient = resnet18.get_layer("conv1").kernel.value.grad.permute(4, 3, 2, 0, 1)
-    tolerance = 1e-2 * float(gradient.abs().max())  # a unit near zero may be on in one alone
-    torch.testing.assert_close(backbone.stem[0].weight.grad, gradient, atol=tolerance, rtol=0)
+    # As a whole: a unit near zero may be on in one alone, which moves single weights by a percent.
+    away = backbone.stem[0].weight.grad - gradient
+    assert float(away.norm()) < 1e-2 * float(gradient.norm())
     after = read_cellfinder(save_weights(resnet18, folder)).tensors
     resnet18.set_weights(weights)
     for name, tensor in backbone.state_dict().items():

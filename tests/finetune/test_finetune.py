@@ -109,7 +109,7 @@ def test_real_cubes_train_a_classifier(real_data: Path, tmp_path: Path, command)
     outcome = command("cubeclf-finetune", "--backbone", "scratch:vit-nano", *flags)
     assert outcome.code == 0, outcome.err
     cubes = read_cubes(file, Vit3dConfig())
-    probability = load_classifier(tmp_path / "run").predict(cubes.cuboids)[:, 1]
+    probability = load_classifier(tmp_path / "run", exact=True).predict(cubes.cuboids)[:, 1]
     assert probability[cubes.labels == 1].min() > probability[cubes.labels == 0].max()
 
 
@@ -126,7 +126,7 @@ def test_temperature_and_threshold_go_along(
     export = ("cubeclf-export", tmp_path / "c.safetensors", "--out", tmp_path / "c.pt2")
     assert command(*export).code == 0
     for path in (tmp_path / "c.safetensors", tmp_path / "c.pt2"):
-        loaded = load_classifier(path)
+        loaded = load_classifier(path, exact=True)
         assert loaded.threshold == 0.9
         np.testing.assert_allclose(
             loaded.predict(cuboids), (plain / 2.5).double().softmax(1).numpy(), atol=1e-5
@@ -351,12 +351,12 @@ def test_more_classes_than_two_train_and_export_as_two(simulated, tmp_path, comm
     confusion = np.array(evaluation["pooled"]["confusion"])
     assert confusion.shape == (3, 3)
     assert confusion.sum(1)[2] == pytest.approx(len(others[::3]), abs=20)  # but for the guard
-    three = load_classifier(out)
+    three = load_classifier(out, exact=True)
     assert three.classes == ("no cell", "cell", "artefact")
     for flags, n in (((), 3), (("--two-classes",), 2)):
         file = tmp_path / f"{n}.pt2"
         assert command("cubeclf-export", out, "--out", file, *flags).code == 0
-        found = load_classifier(file).predict(blobs_of_noise())
+        found = load_classifier(file, exact=True).predict(blobs_of_noise())
         assert found.shape == (4, n)
         expected = three.predict(blobs_of_noise())[:, 1]
         np.testing.assert_allclose(found[:, 1], expected, atol=1e-5)

@@ -261,7 +261,7 @@ def wrong_exported(w: World):
     yield classify(w, classifier=w.folder / "newer.keras"), "newer"
     batch = {0: torch.export.Dim("batch")}
     for suffix, save in ((".pt2", save_exported), (".onnx", save_onnx)):
-        save(w.folder / f"newer{suffix}", torch.nn.ReLU(), torch.ones(2, 1), batch, header)
+        save(w.folder / f"newer{suffix}", torch.nn.ReLU().eval(), torch.ones(2, 1), batch, header)
         yield classify(w, classifier=w.folder / f"newer{suffix}"), "newer"
     with zipfile.ZipFile(w.folder / "junk.pt2", "w") as archive:
         archive.writestr("version", "0")
