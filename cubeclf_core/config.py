@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+import math
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from cubeclf_core.errors import require
+
+TRAITS = ("brightness", "blur", "artefacts", "noise", "stripes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,9 @@ class SimulateConfig:
         Which brain; the same seed gives the same bytes.
     overwrite
         Replace the folder if it exists.
+    traits
+        Factors of what is usual, of a brain unlike others: brightness of objects, blur, artefacts
+        for each cell, noise, stripes; {blur: 2} for instance.
     """
 
     out: Path
@@ -35,6 +43,13 @@ class SimulateConfig:
     cells: int = 400
     seed: int = 0
     overwrite: bool = False
+    traits: Annotated[dict[str, float], Parameter(show=False)] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, factor in self.traits.items():
+            require(name in TRAITS, "--traits", name, f"one of {', '.join(TRAITS)}")
+            fits = math.isfinite(factor) and factor > 0
+            require(fits, f"--traits.{name}", factor, "a number above 0")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ artefacts; see `simulate_objects` for what does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ from cubeclf_core.simulate_tissue import (
     Traits,
     Vessel,
     add_vessels,
+    altered,
     autofluorescence,
     blur,
     depth_below_edge_um,
@@ -63,7 +65,7 @@ def simulate(config: SimulateConfig) -> None:
         If the folder exists and may not be overwritten.
     """
     check_output(config.out, overwrite=config.overwrite)
-    brain, cells = simulate_brain(config.shape, config.cells, config.seed)
+    brain, cells = simulate_brain(config.shape, config.cells, config.seed, config.traits)
     with replacing(config.out) as folder:
         folder.mkdir()
         mark(folder)
@@ -75,7 +77,10 @@ def simulate(config: SimulateConfig) -> None:
 
 
 def simulate_brain(
-    shape: tuple[int, int, int] = (96, 384, 384), n_cells: int = 400, seed: int = 0
+    shape: tuple[int, int, int] = (96, 384, 384),
+    n_cells: int = 400,
+    seed: int = 0,
+    factors: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[npt.NDArray[np.uint16], Cells]:
     """Simulate a piece of a brain with known cells and artefacts.
 
@@ -87,6 +92,8 @@ def simulate_brain(
         Number of cells; about 1.7 times as many artefacts come with them.
     seed
         Decides everything; the same seed gives the same bytes.
+    factors
+        Of what is usual, see `cubeclf_core.simulate_tissue.altered`.
 
     Returns
     -------
@@ -103,7 +110,7 @@ def simulate_brain(
     """
     if seed < 0:
         raise InputError(f"the seed is {seed}; expected 0 or more")
-    traits = draw_traits(seed, list(ARTEFACTS.values()))
+    traits = altered(draw_traits(seed, list(ARTEFACTS.values())), factors)
     _check_room(shape, n_cells, traits)
     kinds = _kinds(n_cells, traits)
     depth = depth_below_edge_um(seed, shape, traits.outside)

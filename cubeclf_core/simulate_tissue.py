@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,31 @@ def draw_traits(seed: int, mix: Sequence[float]) -> Traits:
         offset=rng.uniform(90, 120),
         read_noise=rng.uniform(4, 10),
         artefact_mix=tuple(rng.dirichlet(60 * np.asarray(mix)).tolist()),
+    )
+
+
+def altered(traits: Traits, factors: Mapping[str, float]) -> Traits:
+    """Make a brain unlike others.
+
+    Parameters
+    ----------
+    traits
+        What is drawn for its seed.
+    factors
+        Of `cubeclf_core.config.TRAITS`: brightness of cells and artefacts, blur, artefacts for each
+        cell, noise of the camera, stripes.
+    """
+    if not factors:
+        return traits
+    artefacts = factors.get("artefacts", 1.0) * traits.noncell_share / (1 - traits.noncell_share)
+    z, y, x = (factors.get("blur", 1.0) * um for um in traits.blur_um)
+    return replace(
+        traits,
+        cell_level=factors.get("brightness", 1.0) * traits.cell_level,
+        blur_um=(z, y, x),
+        noncell_share=artefacts / (1 + artefacts),
+        read_noise=factors.get("noise", 1.0) * traits.read_noise,
+        stripes=factors.get("stripes", 1.0) * traits.stripes,
     )
 
 
