@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -25,9 +26,13 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn Ctrl-C, SIGTERM and SIGUSR1 into a request; a second one of a kind acts at once.
 
-    Windows has no SIGUSR1, and sends no SIGTERM that could be caught.
+    Windows has no SIGUSR1, and sends no SIGTERM that could be caught. Only the main thread hears
+    signals: in another, a worker's, nothing is ever requested.
     """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
     before: dict[int, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:

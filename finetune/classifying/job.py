@@ -12,7 +12,7 @@ from typing import Any
 from cubeclf_core.brains import Brain
 from cubeclf_core.errors import InputError
 from cubeclf_core.fast import fastest
-from cubeclf_core.files import replacing
+from cubeclf_core.files import content_hash, replacing
 from finetune.config import ClassifyConfig
 
 _FILE = "job.json"
@@ -32,7 +32,7 @@ def describe(config: ClassifyConfig, brains: Sequence[Brain]) -> list[Job]:
         With their candidates.
     """
     alike = {
-        "classifier": [_hash_of(path) for path in config.classifier],
+        "classifier": [content_hash(path) for path in config.classifier],
         "way of computing (precision and kind of device)": computing(exact=config.exact),
         "choice of --tta, --embeddings and --part": [config.tta, config.embeddings, config.part],
         "version of cubeclf": version("cubeclf"),
@@ -106,15 +106,3 @@ def check_job(folder: Path, job: Job, name: str, *, begun: bool) -> None:
             raise InputError(
                 f"the {what} of {name} is not what the run in {folder} began with; {anew}"
             )
-
-
-def _hash_of(classifier: Path) -> str:
-    """Hash a classifier's file, or those of its folder."""
-    trained = classifier / "exported" / "classifier.safetensors"
-    files = [trained] if trained.is_file() else sorted(classifier.rglob("*"))
-    found = hashlib.sha256()
-    for file in [classifier] if classifier.is_file() else files:
-        if file.is_file():
-            with file.open("rb") as opened:
-                found.update(hashlib.file_digest(opened, "sha256").digest())
-    return found.hexdigest()

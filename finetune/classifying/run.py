@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from cubeclf_core.files import check_output, remove
 from cubeclf_core.geometry import source_shape
 from cubeclf_core.runs import RunFolder, check_same_settings
 from cubeclf_core.signals import StopRequest, stop_on_signals
-from finetune.classifying.cluster import Cluster, Task, open_cluster
 from finetune.classifying.cohort import check_folders, write_cohort
 from finetune.classifying.job import Job, check_job, computing, describe, digest, write_job
 from finetune.classifying.outputs import SUMMARY, put_together, write_outputs
@@ -37,6 +37,8 @@ from finetune.classifying.parts import (
     unfinished,
 )
 from finetune.classifying.scoring import Scorer, load_scorer, score_parts
+from finetune.classifying.task import Task, run_part
+from finetune.cluster import Cluster, open_cluster
 from finetune.config import ClassifyConfig
 from finetune.drift import compare, read_reference, sampled
 from finetune.opening import open_with_candidates
@@ -178,7 +180,8 @@ def _classify(
             for part, scores in score_parts(scorer, work.brain.volume, left, advance):
                 save_part(work.parts, part, job, scores)
         else:
-            cluster.run(_task(config, work, job), left, advance)
+            scoring = partial(run_part, _task(config, work, job))
+            cluster.run(scoring, left, lambda n: advance(n or 0))
     found = put_together(
         work.brain.name,
         work.cells,

@@ -25,8 +25,8 @@ from cubeclf_core.pyramid import write_ome_zarr
 from cubeclf_core.trained import Classifier, load_trained, save_classifier
 from cubeclf_core.vit import Vit3dConfig
 from cubeclf_core.volumes import open_volume
-from finetune.classifying.cluster import Task, run_part
 from finetune.classifying.parts import Part, load_part
+from finetune.classifying.task import Task, run_part
 
 UM = (5.0, 1.0, 1.0)
 SHAPE = (40, 512, 512)
