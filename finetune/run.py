@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,10 +17,9 @@ from cubeclf_core.calibration import fit_temperature
 from cubeclf_core.engine import make_fabric
 from cubeclf_core.errors import CellsError, InputError, RunFailed
 from cubeclf_core.files import check_output
-from cubeclf_core.heads import CELL_CLASS, HeadConfig
+from cubeclf_core.heads import CELL_CLASS
 from cubeclf_core.runs import RunFolder, check_same_settings
 from cubeclf_core.trained import Classifier, save_classifier
-from finetune.adapt import choose_trained
 from finetune.assessment import Account, Tested, assess
 from finetune.config import FinetuneConfig
 from finetune.drift import Reference, make_reference
@@ -32,7 +30,7 @@ from finetune.memory import embed, save_memory
 from finetune.parts import Split
 from finetune.sources import Sources, find_labels, reach_um, read_sources
 from finetune.splits import folds, split
-from finetune.starting import Start, load_start
+from finetune.starting import Start, load_start, untrained_classifier
 from finetune.thresholds import ChosenThreshold, choose_threshold, parse_threshold
 from finetune.trials import Outcome, Trials
 
@@ -68,7 +66,7 @@ def finetune(config: FinetuneConfig) -> None:
     notes += _confounded(data)
     test = [read_labelled(brain, network, further=config.classes) for brain in test_brains]
     splits, how = _splits(config, data, sources, start)
-    base = _classifier(config, start)
+    base = untrained_classifier(start, config)
     fabric = make_fabric(config.precision)
     if fabric.world_size > 1:
         raise InputError("fine-tuning runs on one device; start it without torchrun")
@@ -155,24 +153,6 @@ def _told(splits: Sequence[Split]) -> str:
         split.how.removeprefix("by space: held out ").removeprefix("by brain: held out ")
         for split in splits
     )
-
-
-def _classifier(config: FinetuneConfig, start: Start) -> Classifier:
-    """Put a fresh head on the backbone, and try out whether it can be trained as asked."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        classifier = Classifier(
-            start.backbone,
-            HeadConfig(kind=config.head, classes=(*HeadConfig.classes, *config.classes)),
-        )
-    choose_trained(
-        copy.deepcopy(classifier),
-        freeze=config.frozen,
-        last=config.unfreeze_last,
-        rank=config.lora_rank,
-        seed=config.seed,
-    )
-    return classifier
 
 
 def _introduce(run: RunFolder, data: Labelled, remarks: Sequence[str]) -> None:

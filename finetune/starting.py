@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,13 @@ import torch
 from cubeclf_core.backbones import load_backbone
 from cubeclf_core.bundle import is_bundle, load_bundled_backbone
 from cubeclf_core.errors import InputError
+from cubeclf_core.heads import HeadConfig
 from cubeclf_core.keras_weights import SUFFIXES, load_cellfinder
 from cubeclf_core.networks import Backbone
 from cubeclf_core.resnet import BLOCKS, ResNet3d, ResNet3dConfig
+from cubeclf_core.trained import Classifier
+from finetune.adapt import choose_trained
+from finetune.config import FinetuneConfig
 
 _RESNET = re.compile(r"resnet(\d+)$")
 
@@ -74,3 +79,27 @@ def load_start(name: str, *, channels: int, seed: int) -> Start:
         return Start(*load_bundled_backbone(Path(name)))
     backbone, origin = load_backbone(name, channels=channels, seed=seed)
     return Start(backbone, origin)
+
+
+def untrained_classifier(start: Start, config: FinetuneConfig) -> Classifier:
+    """Put a fresh head on a backbone.
+
+    Raises
+    ------
+    InputError
+        If the backbone cannot be trained as the settings ask for.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        classifier = Classifier(
+            start.backbone,
+            HeadConfig(kind=config.head, classes=(*HeadConfig.classes, *config.classes)),
+        )
+    choose_trained(
+        copy.deepcopy(classifier),
+        freeze=config.frozen,
+        last=config.unfreeze_last,
+        rank=config.lora_rank,
+        seed=config.seed,
+    )
+    return classifier

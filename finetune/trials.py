@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,8 @@ class Trials:
         Says a line to the user.
     checkpoint
         File to go on from; None if nobody will.
+    known
+        What the network says of all labels before it is trained, if that is known already.
     """
 
     config: FinetuneConfig
@@ -95,6 +98,7 @@ class Trials:
     trim: Callable[[int], None]
     tell: Callable[[str], None]
     checkpoint: Path | None
+    known: Features | None = None
     done: list[dict[str, Any]] = field(default_factory=list)
     """Of each training that is over: its best epoch, and the logits of what it held out."""
 
@@ -111,24 +115,17 @@ class Trials:
         KeyboardInterrupt
             Likewise, with Ctrl-C.
         """
-        features = self._features()
         told: dict[str, Any] = {}
         if resume and self.checkpoint:
             told = load_checkpoint(self.checkpoint, "training")[0].training
-        self.done = list(told.get("done", []))
+        self.done = list(told.get("done", self.done))
         if told:
             self.trim(self._epochs_before() + told["training"]["epoch"])
         with stop_on_signals() as stop:
-            for number in range(len(self.done), len(self.splits)):
-                trial = self._trial(number)
-                classifier, epochs = self._train(trial, features, stop, resume=bool(told))
-                told = {}
-                said = self._ask(classifier, features, trial.held_out)
-                self.done.append({**epochs, "logits": said.tolist()})
-                if stop:
-                    self._leave(stop, trial)
+            self._hold_out(stop, resume=bool(told) and len(self.done) < len(self.splits))
             trial = self._trial(len(self.splits))
-            classifier, _ = self._train(trial, features, stop, resume=bool(told))
+            going_on = bool(told) and len(told["done"]) == len(self.splits)
+            classifier, _ = self._train(trial, stop, resume=going_on)
         merge_low_rank(classifier)
         held_out = [split.held_out for split in self.splits]
         logits = [torch.tensor(done["logits"]) for done in self.done]
@@ -137,11 +134,30 @@ class Trials:
             np.concatenate(held_out) if held_out else np.zeros(0, np.int64),
             torch.cat(logits) if logits else torch.zeros(0, len(self.base.head.config.classes)),
             0 if self.config.fits_at_once else trial.epochs,
-            features.embeddings,
+            self._features.embeddings,
         )
 
+    def hold_out(self) -> Float[Tensor, "m klass"]:
+        """Take the trainings that hold something out, and give the logits of that, in turn."""
+        with stop_on_signals() as stop:
+            self._hold_out(stop, resume=False)
+        return torch.cat([torch.tensor(done["logits"]) for done in self.done])
+
+    def _hold_out(self, stop: StopRequest, *, resume: bool) -> None:
+        for number in range(len(self.done), len(self.splits)):
+            trial = self._trial(number)
+            classifier, epochs = self._train(trial, stop, resume=resume)
+            resume = False
+            said = self._ask(classifier, trial.held_out)
+            self.done.append({**epochs, "logits": said.tolist()})
+            if stop:
+                self._leave(stop, trial)
+
+    @functools.cached_property
     def _features(self) -> Features:
         """What the network says of all labels before it is trained."""
+        if self.known is not None:
+            return self.known
         copies = self.config.copies if self.config.frozen or self.config.head == "linear" else 1
         cuboids, seed, device = self.data.cuboids, self.config.seed, self.fabric.device
         features = keep_features(self.base, cuboids, copies=copies, seed=seed, device=device)
@@ -164,9 +180,10 @@ class Trials:
         return Trial(name=ALL, train=everything, held_out=None, epochs=epochs, seed=seed)
 
     def _train(
-        self, trial: Trial, features: Features, stop: StopRequest, *, resume: bool
+        self, trial: Trial, stop: StopRequest, *, resume: bool
     ) -> tuple[Classifier, dict[str, int]]:
         """Take one training to its end; returns the classifier, its epochs and the best of them."""
+        features = self._features
         classifier = copy.deepcopy(self.base)
         if self.config.head == "linear":
             intercepts = fit_head(
@@ -179,7 +196,7 @@ class Trials:
             return classifier.eval(), {"epochs": 0, "best_epoch": 0}
         self._choose(classifier)
         classifier.to(self.fabric.device)
-        training = self._training(trial, classifier, features, intercepts)
+        training = self._training(trial, classifier, intercepts)
         if resume and self.checkpoint:
             training.restore(self.checkpoint)
         backbone = dataclasses.asdict(self.base.backbone.config)
@@ -214,14 +231,13 @@ class Trials:
         self,
         trial: Trial,
         classifier: Classifier,
-        features: Features,
         intercepts: Float[Tensor, "brain klass"],
     ) -> Training:
         config = self.config
         network: nn.Module = classifier.head if config.frozen else classifier
         voxel_size_um = classifier.backbone.config.voxel_size_um
         examples: Examples = (
-            features if config.frozen else Cuboids(self.data.cuboids, voxel_size_um)
+            self._features if config.frozen else Cuboids(self.data.cuboids, voxel_size_um)
         )
         groups = parameter_groups(
             classifier,
@@ -248,7 +264,7 @@ class Trials:
         )
 
     def _ask(
-        self, classifier: Classifier, features: Features, index: npt.NDArray[np.int64] | None
+        self, classifier: Classifier, index: npt.NDArray[np.int64] | None
     ) -> Float[Tensor, "n klass"]:
         """Logits of what a training held out."""
         assert index is not None
@@ -256,7 +272,7 @@ class Trials:
         classifier.to(device).eval()
         if self.config.frozen:
             network: nn.Module = classifier.head
-            source: Examples = features
+            source: Examples = self._features
         else:
             network = classifier
             source = Cuboids(self.data.cuboids, classifier.backbone.config.voxel_size_um)
