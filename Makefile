@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all lint types check clean
+.PHONY: help install demo compare test test-all lint types check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)  ## the whole job on two simulated brains, in a few minutes
 	$(BIN)/python examples/demo.py
+
+compare: $(STAMP)  ## networks and simple rules on three simulated brains, label for label
+	$(BIN)/python -m benchmarks.comparison small --folder compare -- --resume
 
 test: $(STAMP)  ## the quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2  # a thread a worker
@@ -38,4 +41,4 @@ types: $(STAMP)  ## mypy, strict
 check: test lint types  ## what CI runs
 
 clean:  ## remove the environment and the demo
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo compare

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import NoReturn
 
 from cubeclf_core.cli import launch
-from finetune.config import ClassifyConfig, ExportConfig, FinetuneConfig, SuggestConfig
+from finetune.config import (
+    ClassifyConfig,
+    CompareConfig,
+    ExportConfig,
+    FinetuneConfig,
+    SuggestConfig,
+)
 
 
 def finetune() -> NoReturn:
@@ -26,3 +32,8 @@ def export() -> NoReturn:
 def classify() -> NoReturn:
     """Run `cubeclf-classify`."""
     launch("cubeclf-classify", ClassifyConfig, "finetune.classifying.run:classify")
+
+
+def compare() -> NoReturn:
+    """Run `cubeclf-compare`."""
+    launch("cubeclf-compare", CompareConfig, "finetune.comparing.run:compare")

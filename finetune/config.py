@@ -1,4 +1,4 @@
-"""Settings of `cubeclf-finetune`, `-export` and `-classify`; nothing here imports torch."""
+"""Settings of this package's commands; nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -408,7 +408,62 @@ class ClassifyConfig:
         require(
             either, "--resume with --overwrite", "given", "one of the two: go on, or begin anew"
         )
-        if self.cluster is not None:
-            known = re.fullmatch(r"local(:[1-9]\d*)?|[a-z]+://\S+|.*\.json", self.cluster)
-            expected = "local:4, tcp://HOST:PORT, or a scheduler's .json file"
-            require(known is not None, "--cluster", self.cluster, expected)
+        _check_cluster(self.cluster)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare networks and simple rules on the same labels, label for label.
+
+    PLAN is a YAML file that names labelled brains, contenders, budgets of labels and seeds;
+    docs/comparison.md has an example. OUT/comparison.html shows what came of it; results.csv has
+    every cell, differences.csv the differences to the reference with intervals. A run that was
+    killed goes on with the same command and --resume, and so does one whose plan has been changed:
+    what depends on the change is done anew, and nothing else.
+
+    Example: cubeclf-compare plan.yaml --out comparison
+
+    Parameters
+    ----------
+    plan
+        YAML file.
+    out
+        Folder to write.
+    contenders
+        Names of some of them; all by default.
+    workers
+        Processes at a time; by default one for each core, or one if there is a GPU.
+    cluster
+        Share the work out by dask.distributed instead: a scheduler's address (tcp://HOST:8786), its
+        scheduler file, or local:4 for four processes on this machine.
+    resume
+        Go on with the run in OUT where it was stopped; starts one if there is none.
+    overwrite
+        Replace OUT if it exists.
+    """
+
+    plan: Path
+    _: KW_ONLY
+    out: Path
+    contenders: Annotated[
+        tuple[str, ...], Parameter(consume_multiple=True, show_default=False)
+    ] = ()
+    workers: int | None = None
+    cluster: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        fits = self.workers is None or self.workers >= 1
+        require(fits, "--workers", self.workers, "at least 1")
+        either = not (self.resume and self.overwrite)
+        require(
+            either, "--resume with --overwrite", "given", "one of the two: go on, or begin anew"
+        )
+        _check_cluster(self.cluster)
+
+
+def _check_cluster(given: str | None) -> None:
+    known = given is None or re.fullmatch(r"local(:[1-9]\d*)?|[a-z]+://\S+|.*\.json", given)
+    expected = "local:4, tcp://HOST:PORT, or a scheduler's .json file"
+    require(bool(known), "--cluster", given, expected)

@@ -1,0 +1,1 @@
+"""Networks and simple rules on the same labels, label for label."""

@@ -1,0 +1,286 @@
+"""Every cell of a comparison: a contender, a protocol, a budget, a group and a seed, done once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cubeclf_core.errors import InputError
+from cubeclf_core.files import content_hash, replacing
+from cubeclf_core.metrics import classification_metrics
+from finetune.comparing.networks import USUAL, Network, Rate
+from finetune.comparing.plan import Contender, Plan
+from finetune.comparing.pretraining import Pretrained, has_seen
+from finetune.comparing.rules import Rules
+from finetune.comparing.stock import Stock, look
+from finetune.comparing.tasks import Task, make_task
+
+_PEAK = Path("/proc/self/status")  # of Linux
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the long table.
+
+    Attributes
+    ----------
+    contender, protocol, budget, group, seed
+        Which cell; a budget of 0 is all labels.
+    labels, cells
+        That were learned from, and how many of these are cells.
+    tested, prevalence
+        How many were tested, and the share of cells in them.
+    auc, average_precision, average_precision_less_prevalence
+        Of the scores.
+    backbone
+        Name or path; empty for a rule.
+    seen
+        Whether it was pretrained on the tested group, without labels: yes, no or unknown.
+    rate, rate_by
+        Factor of the usual learning rate, and by what it was chosen.
+    epochs
+        Of training.
+    train_seconds, test_seconds
+        What took how long, in one process; see `finetune.comparing.networks.Answer`.
+    memory_gb
+        The most that its process has held meanwhile; NaN where the system does not tell.
+    """
+
+    contender: str
+    protocol: str
+    budget: int
+    group: str
+    seed: int
+    labels: int
+    cells: int
+    tested: int
+    prevalence: float
+    auc: float
+    average_precision: float
+    average_precision_less_prevalence: float
+    backbone: str
+    seen: str
+    rate: float
+    rate_by: str
+    epochs: int
+    train_seconds: float
+    test_seconds: float
+    memory_gb: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cells of one contender and group, which one process does in turn.
+
+    Attributes
+    ----------
+    contender
+        Who.
+    group
+        That is tested.
+    rows
+        Protocols and budgets.
+    plan
+        Of the comparison.
+    pretrained
+        Finds backbones.
+    stock, cells, features
+        Folders of the labels, of what is done, and of what frozen backbones say.
+    """
+
+    contender: Contender
+    group: str
+    rows: tuple[tuple[str, int], ...]
+    plan: Plan
+    pretrained: Pretrained
+    stock: Path
+    cells: Path
+    features: Path
+
+    def backbone(self, seed: int) -> str:
+        """Name or path of the backbone with a seed; empty for a rule."""
+        if self.contender.rule is not None:
+            return ""
+        return self.pretrained.find(self.contender.backbone_for(self.group), seed)
+
+    def file(self, task: Task, stock: Stock) -> Path:
+        """Where a cell is kept: another file for another plan, other labels, other weights."""
+        contender = {**asdict(self.contender), "seeds": 0, "budgets": 0, "name": "", "backbone": 0}
+        told: list[Any] = [
+            contender,
+            content_hash(self.backbone(task.seed)),
+            stock.digest,
+            version("cubeclf"),
+        ]
+        told += [task.protocol, task.budget, task.group, task.seed]
+        told += [_digest(task.learn), _digest(task.test)]
+        told += [list(self.plan.rates) if self.contender.trains else []]
+        key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+        return self.cells / f"{key}.npz"
+
+    def tasks(self, stock: Stock, row: tuple[str, int]) -> list[Task]:
+        """Of one row, by seed."""
+        seeds = range(self.contender.seeds)
+        return [make_task(self.plan, stock.labels, stock.reach, row, self.group, s) for s in seeds]
+
+    def left(self, stock: Stock) -> int:
+        """How many cells are not done."""
+        return sum(
+            not self.file(task, stock).exists()
+            for row in self.rows
+            for task in self.tasks(stock, row)
+        )
+
+
+def jobs_of(plan: Plan, groups: Sequence[str], **folders: Any) -> list[Job]:
+    """Cut a comparison into jobs: of what trains long, a row each; of the others, all rows."""
+    jobs = []
+    for contender in plan.contenders:
+        rows = plan.rows_of(contender)
+        parts = [(row,) for row in rows] if contender.trains else [tuple(rows)]
+        jobs += [
+            Job(contender, group, part, plan, **folders)
+            for part in parts
+            for group in groups
+            if part
+        ]
+    return jobs
+
+
+def run_job(job: Job) -> int:
+    """Do the cells of a job that are not done yet; gives how many there were to do."""
+    stock = look(job.stock)
+    rules = Rules(stock)
+    n = 0
+    for row in job.rows:
+        rate: Rate | None = None
+        for task in job.tasks(stock, row):
+            file = job.file(task, stock)
+            if file.exists():
+                found, _ = _read(file)
+                rate = rate or Rate(found["rate"], found["rate_by"])
+                continue
+            n += 1
+            _forget_peak()
+            if job.contender.rule is not None:
+                start = time.monotonic()
+                scores = rules.score(job.contender.rule, task)
+                values = _values(0, time.monotonic() - start, 0.0, Rate(USUAL, "none"))
+            else:
+                name = job.backbone(task.seed)
+                network = Network(job.contender, name, task.seed, stock, job.features)
+                rate = rate or network.choose_rate(task, job.plan.rates)
+                answer = network.answer(task, rate)
+                scores = answer.scores
+                values = _values(answer.epochs, answer.train_seconds, answer.test_seconds, rate)
+            _write(file, _row(job, task, stock, scores, values), scores)
+    return n
+
+
+def compute_features(job: Job) -> int:
+    """Compute what a frozen backbone says of a job's group, with each seed; gives how many."""
+    stock = look(job.stock)
+    for network in _networks(job, stock):
+        network.keep_features(job.group)
+    return job.contender.seeds
+
+
+def lacks_features(job: Job, stock: Stock) -> bool:
+    """Whether a frozen backbone has not been asked yet about a job's group."""
+    if job.contender.rule is not None or job.contender.trains:
+        return False
+    files = [network.features_file(job.group) for network in _networks(job, stock)]
+    return any(file is not None and not file.exists() for file in files)
+
+
+def _networks(job: Job, stock: Stock) -> Iterator[Network]:
+    for seed in range(job.contender.seeds):
+        yield Network(job.contender, job.backbone(seed), seed, stock, job.features)
+
+
+def read_cells(jobs: Sequence[Job], stock: Stock) -> Iterator[tuple[Row, Task, npt.NDArray[Any]]]:
+    """Read all cells that are done: the line, what was asked, and the scores."""
+    for job in jobs:
+        for row in job.rows:
+            for task in job.tasks(stock, row):
+                if (file := job.file(task, stock)).exists():
+                    told, scores = _read(file)
+                    told |= {"contender": job.contender.name}  # it may have been called otherwise
+                    yield Row(**told), task, scores
+
+
+def _values(epochs: int, train: float, test: float, rate: Rate) -> dict[str, Any]:
+    return {
+        "epochs": epochs,
+        "train_seconds": train,
+        "test_seconds": test,
+        "rate": rate.factor,
+        "rate_by": rate.how,
+    }
+
+
+def _row(
+    job: Job, task: Task, stock: Stock, scores: npt.NDArray[Any], values: dict[str, Any]
+) -> dict[str, Any]:
+    labels = stock.labels.labels
+    tested = labels[task.test]
+    if not np.isfinite(scores).all():
+        raise InputError(f"{job.contender.name} gives scores that are no numbers for {task.name}")
+    found = classification_metrics(tested, scores)
+    name = job.backbone(task.seed)
+    row = Row(
+        contender=job.contender.name,
+        protocol=task.protocol,
+        budget=task.budget,
+        group=task.group,
+        seed=task.seed,
+        labels=len(task.learn),
+        cells=int(labels[task.learn].sum()),
+        tested=len(tested),
+        prevalence=float(tested.mean()),
+        auc=found["auc"],
+        average_precision=found["average_precision"],
+        average_precision_less_prevalence=found["average_precision_less_prevalence"],
+        backbone=name,
+        seen=has_seen(name, {stock.labels.volumes[i] for i in task.test}) if name else "no",
+        memory_gb=_peak_gb(),
+        **values,
+    )
+    return asdict(row)
+
+
+def _write(file: Path, row: dict[str, Any], scores: npt.NDArray[Any]) -> None:
+    with replacing(file) as made, made.open("wb") as opened:
+        np.savez(opened, scores=scores, row=np.array(json.dumps(row)))
+
+
+def _read(file: Path) -> tuple[dict[str, Any], npt.NDArray[Any]]:
+    with np.load(file) as opened:
+        return json.loads(str(opened["row"])), opened["scores"]
+
+
+def _digest(index: npt.NDArray[np.int64]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(index).tobytes()).hexdigest()
+
+
+def _forget_peak() -> None:
+    """Have the kernel count the most memory of this process anew."""
+    if _PEAK.exists():
+        _PEAK.with_name("clear_refs").write_text("5")
+
+
+def _peak_gb() -> float:
+    if not _PEAK.exists():
+        return float("nan")
+    peak = re.search(r"VmHWM:\s*(\d+) kB", _PEAK.read_text())
+    return int(peak[1]) / (1 << 20) if peak else float("nan")

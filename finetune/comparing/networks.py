@@ -1,0 +1,224 @@
+"""Contenders with a network: trained on the labels of a task as `cubeclf-finetune` trains it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import average_precision_score
+
+from cubeclf_core.console import say
+from cubeclf_core.engine import make_fabric
+from cubeclf_core.errors import InputError
+from cubeclf_core.files import content_hash, replacing
+from cubeclf_core.heads import CELL_CLASS
+from finetune.comparing.plan import Contender
+from finetune.comparing.stock import Stock
+from finetune.comparing.tasks import Index, Task
+from finetune.config import FinetuneConfig
+from finetune.examples import Features, in_parts, keep_features
+from finetune.parts import Split
+from finetune.splits import split
+from finetune.starting import load_start, untrained_classifier
+from finetune.trials import Trials
+
+USUAL = 1.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of what a task tests.
+
+    Attributes
+    ----------
+    scores
+        Shape (n,), probabilities of a cell.
+    epochs
+        That it was trained for; 0 where a head was fitted at once.
+    train_seconds, test_seconds
+        Of the training that led to the scores, and of the scoring. Features of a frozen backbone
+        are computed before, once for all tasks, and count in neither.
+    """
+
+    scores: npt.NDArray[np.float64]
+    epochs: int
+    train_seconds: float
+    test_seconds: float
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate that was chosen.
+
+    Attributes
+    ----------
+    factor
+        Of the contender's usual one.
+    how
+        By what it was chosen.
+    """
+
+    factor: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """A contender's network with the weights it has for one group and seed.
+
+    Attributes
+    ----------
+    contender
+        How it is trained.
+    backbone
+        Name or path.
+    seed
+        Of everything random.
+    stock
+        All labels.
+    folder
+        Where features of frozen backbones are kept.
+    """
+
+    contender: Contender
+    backbone: str
+    seed: int
+    stock: Stock
+    folder: Path
+
+    def config(self, rate: Rate | None = None) -> FinetuneConfig:
+        """Settings of a training."""
+        config = self.contender.settings(self.backbone, self.seed)
+        if rate is None or rate.factor == USUAL:
+            return config
+        faster = rate.factor * config.peak_rate
+        return self.contender.settings(self.backbone, self.seed, learning_rate=faster)
+
+    def choose_rate(self, task: Task, factors: Sequence[float]) -> Rate:
+        """Try learning rates on a part of the labels that a task learns from.
+
+        Parameters
+        ----------
+        task
+            Of the first seed.
+        factors
+            Of the usual rate.
+        """
+        if self.config().fits_at_once:
+            return Rate(USUAL, "none: a head is fitted at once")
+        if len(factors) == 1:
+            return Rate(factors[0], "given")
+        labels = self.stock.labels.subset(task.learn)
+        where = labels.labels, labels.brains, labels.positions_um, self.stock.reach
+        try:
+            part = split(*where, seed=self.seed)
+        except InputError:
+            return Rate(USUAL, "the usual one: too few labels to hold any out")
+        kinds = labels.labels[part.held_out] == CELL_CLASS
+        found = {}
+        for factor in factors:
+            said = self._trials(task, Rate(factor, ""), [part]).hold_out()
+            probability = said.double().softmax(1)[:, CELL_CLASS].numpy()
+            found[factor] = float(average_precision_score(kinds, probability))
+        best = max(found, key=lambda factor: found[factor])
+        tried = ", ".join(f"{factor:g}: {value:.3f}" for factor, value in found.items())
+        return Rate(best, f"average precision {tried}; {part.how}")
+
+    def answer(self, task: Task, rate: Rate) -> Answer:
+        """Train on what a task gives to learn from, and score what it tests."""
+        start = time.monotonic()
+        labels = self.stock.labels.subset(task.learn)
+        where = labels.labels, labels.brains, labels.positions_um, self.stock.reach
+        splits: list[Split] = []
+        if not self.config().fits_at_once:
+            # Where none can be held out, it is trained for as long as the settings say.
+            with contextlib.suppress(InputError):
+                splits = [split(*where, seed=self.seed)]
+        outcome = self._trials(task, rate, splits).run(resume=False)
+        trained = time.monotonic()
+        tested = self._known(task.test)
+        everything = torch.arange(len(task.test))
+        if tested is not None:
+            logits = in_parts(outcome.classifier.head, tested.plain, everything)
+        else:
+            cuboids, index = self.stock.labels.cuboids, torch.from_numpy(task.test)
+            device = make_fabric(self.config().precision).device
+            outcome.classifier.to(device)
+            logits = in_parts(
+                outcome.classifier, lambda part: cuboids[index[part]].to(device), everything
+            )
+        scores = logits.double().softmax(1)[:, CELL_CLASS].numpy()
+        return Answer(scores, outcome.epochs, trained - start, time.monotonic() - trained)
+
+    def _trials(self, task: Task, rate: Rate, splits: Sequence[Split]) -> Trials:
+        config = self.config(rate)
+        start = load_start(self.backbone, channels=config.channels, seed=self.seed)
+        return Trials(
+            config=config,
+            base=untrained_classifier(start, config),
+            data=self.stock.labels.subset(task.learn),
+            splits=splits,
+            fabric=make_fabric(config.precision),
+            log=lambda told: None,
+            trim=lambda step: None,
+            tell=say,
+            checkpoint=None,
+            known=self._known(task.learn),
+        )
+
+    def features_file(self, group: str) -> Path | None:
+        """Where it is kept what a frozen backbone says of a group's labels.
+
+        Returns
+        -------
+        Path or None
+            Of an array, shape (copies, n, feature), in the order of the group's labels; None for a
+            network that is trained, or a head that takes tokens.
+        """
+        config = self.config()
+        if not config.frozen or config.head == "attention":
+            return None
+        weights = content_hash(self.backbone)
+        told = [weights, self.stock.digest, group, config.copies, self.seed]
+        return self.folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]}.npy"
+
+    def keep_features(self, group: str) -> Path | None:
+        """Compute what a frozen backbone says of a group's labels, unless that is known."""
+        file, config = self.features_file(group), self.config()
+        if file is not None and not file.exists():
+            start = load_start(self.backbone, channels=config.channels, seed=self.seed)
+            kept = keep_features(
+                untrained_classifier(start, config),
+                self.stock.labels.cuboids[torch.from_numpy(self._of(group))],
+                copies=config.copies,
+                seed=self.seed,
+                device=make_fabric(config.precision).device,
+            )
+            with replacing(file) as made, made.open("wb") as opened:
+                np.save(opened, kept.copies.numpy())
+        return file
+
+    def _known(self, index: Index) -> Features | None:
+        """Features of some labels, which may be of several groups."""
+        parts: list[tuple[Index, npt.NDArray[np.float32]]] = []
+        for group in sorted({self.stock.labels.brains[i] for i in index}):
+            file = self.keep_features(group)
+            if file is None:
+                return None
+            of_group = self._of(group)
+            wanted = np.isin(of_group, index)
+            parts.append((of_group[wanted], np.load(file, mmap_mode="r")[:, wanted]))
+        order = np.argsort(np.concatenate([of_group for of_group, _ in parts]))
+        copies = np.concatenate([copies for _, copies in parts], axis=1)
+        return Features(torch.from_numpy(copies[:, order]))
+
+    def _of(self, group: str) -> Index:
+        return np.flatnonzero([brain == group for brain in self.stock.labels.brains])

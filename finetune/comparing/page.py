@@ -1,0 +1,122 @@
+"""The page of a comparison: one HTML file that opens offline, with its tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from cubeclf_core.environment import environment
+from finetune.comparing.cost import Cost
+from finetune.comparing.effects import Effect
+from finetune.comparing.grid import Row
+from finetune.comparing.pictures import cost_against_quality, group_bars, learning_curves
+from finetune.comparing.plan import Plan, budget_name
+from finetune.comparing.table import TITLES, over_seeds
+from finetune.report_html import bullets, details, figure, section, table
+from finetune.report_pictures import Picture
+from finetune.report_style import STYLE
+
+_HOW = (
+    "Every contender learns the same labels and is tested on the same candidates. Own brain: "
+    "labels of one part of a group, tested on another part of it, no voxel shared. Transfer: "
+    "labels of all other groups, tested on one.",
+    "A mean is over groups and seeds; behind it are the lowest and the highest seed, each a mean "
+    "over groups. AP is average precision, given less the share of cells, where guessing starts.",
+    "Intervals of differences are of a bootstrap over blocks of space within each group: how far a "
+    "difference would move with other tissue of the same brain. A few brains are no population: "
+    "nothing is said of new animals.",
+    "Learning rates were chosen on held-out labels among those learned from, with the first seed; "
+    "the table of all cells (results.csv) says what each contender got, and by what.",
+)
+
+
+def render(
+    plan: Plan,
+    rows: Sequence[Row],
+    found: Sequence[Effect],
+    costs: Mapping[str, Cost],
+    remarks: Sequence[str],
+) -> str:
+    """Make the page."""
+    pictures = [
+        Picture("", "Quality over labels", "Bars span the seeds.", learning_curves(plan, rows)),
+        Picture("", "Group by group", "Dots are seeds.", group_bars(plan, rows)),
+    ]
+    if costs:
+        pictures.append(
+            Picture("", "Quality against cost", "", cost_against_quality(plan, rows, costs))
+        )
+    groups = sorted({row.group for row in rows})
+    title = f"Comparison of {len(plan.contenders)} contenders on {', '.join(groups)}"
+    body = [
+        section("How to read this", [bullets([*_HOW, *remarks])]),
+        section("Results", [_means(plan, rows, m, t) for m, t in TITLES.items()]),
+        section("Pictures", [figure(picture) for picture in pictures]),
+        section(f"Differences: {plan.reference} less another", [_effects(plan, found)]),
+        section("Learning rates", [_rates(plan, rows)]),
+        section("Where it ran", [details("environment", _environment())]),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><main><h1>{escape(title)}</h1>\n{''.join(body)}\n</main></body></html>\n"
+    )
+
+
+def _means(plan: Plan, rows: Sequence[Row], measure: str, title: str) -> str:
+    values = over_seeds(rows, measure)
+    lines = []
+    for contender in plan.contenders:
+        cells = [escape(contender.name)]
+        for row in plan.rows:
+            value = values.get((contender.name, *row))
+            if value is None:
+                cells.append("")
+                continue
+            mean, low, high = value
+            cells.append(
+                f"{mean:.3f}" + (f"<small>{low:.3f} – {high:.3f}</small>" if high > low else "")
+            )
+        lines.append(cells)
+    return table([title, *(f"{p}, {budget_name(n)} labels" for p, n in plan.rows)], lines)
+
+
+def _effects(plan: Plan, found: Sequence[Effect]) -> str:
+    if not found:
+        return ""
+    lines = [
+        [
+            escape(effect.contender),
+            f"{effect.protocol}, {budget_name(effect.budget)}",
+            escape(effect.group),
+            f"{effect.difference:+.3f}",
+            f"{effect.low:+.3f} to {effect.high:+.3f}" if effect.low == effect.low else "",
+            str(effect.seeds),
+        ]
+        for effect in found
+        if effect.measure == "auc"
+    ]
+    head = ["than", "labels", "group", "AUC", "95 % interval", "seeds"]
+    return details("all differences in AUC", table(head, lines, text_columns=3))
+
+
+def _rates(plan: Plan, rows: Sequence[Row]) -> str:
+    trained = {c.name for c in plan.contenders if c.trains}
+    lines = [
+        [
+            escape(row.contender),
+            f"{row.protocol}, {budget_name(row.budget)}",
+            escape(row.group),
+            f"{row.rate:g} ×",
+            escape(row.rate_by),
+        ]
+        for row in rows
+        if row.contender in trained and row.seed == 0
+    ]
+    head = ["contender", "labels", "group", "rate", "by"]
+    return details("what each contender got", table(head, lines, text_columns=5)) if lines else ""
+
+
+def _environment() -> str:
+    lines = [[escape(str(key)), escape(str(value))] for key, value in environment().items()]
+    return table(["", ""], lines, text_columns=2)

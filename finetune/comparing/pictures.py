@@ -1,0 +1,142 @@
+"""Pictures of a comparison: label-efficiency curves, groups, and quality against cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cubeclf_core.drawing import plain_text
+from finetune.comparing.cost import Cost
+from finetune.comparing.grid import Row
+from finetune.comparing.plan import ALL, Plan, budget_name
+from finetune.comparing.table import TITLES, by_group, over_seeds
+
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "0.45")
+_MARKS = "osD^vP*X"
+_PROTOCOLS = {"own": "labels of the own brain", "transfer": "labels of other brains only"}
+
+
+def learning_curves(plan: Plan, rows: Sequence[Row]) -> Figure:
+    """Plot quality over the number of labels: a mark is a mean over groups and seeds.
+
+    Bars span the seeds' means; a rule that learns nothing is a line of dashes.
+    """
+    protocols = list(dict.fromkeys(protocol for protocol, _ in plan.rows))
+    figure = Figure((6.0 * len(protocols) + 1.8, 8.4), layout="constrained")
+    grid = figure.subplots(len(TITLES), len(protocols), squeeze=False, sharey="row", sharex="col")
+    for line, (measure, title) in zip(grid, TITLES.items(), strict=True):
+        values = over_seeds(rows, measure)
+        for axes, protocol in zip(line, protocols, strict=True):
+            budgets = [n for p, n in plan.rows if p == protocol]
+            for number, contender in enumerate(plan.contenders):
+                at = [i for i, n in enumerate(budgets) if (contender.name, protocol, n) in values]
+                found = np.array([values[contender.name, protocol, budgets[i]] for i in at])
+                if not len(at):
+                    continue
+                look = _look(number)
+                if contender.rule in ("contrast", "density"):
+                    look |= {"marker": "", "ls": "--"}
+                spread = np.abs(found[:, 1:] - found[:, :1]).T
+                label = plain_text(contender.name, 40)
+                moved = np.array(at) + 0.03 * (number - len(plan.contenders) / 2)
+                axes.errorbar(moved, found[:, 0], spread, label=label, capsize=2, **look)
+            axes.set_xticks(range(len(budgets)), [budget_name(n) for n in budgets])
+            _bare(axes)
+        line[0].set_ylabel(title)
+    for axes, protocol in zip(grid[0], protocols, strict=True):
+        axes.set_title(_PROTOCOLS[protocol])
+    for axes in grid[-1]:
+        axes.set_xlabel("labels")
+    _legend(figure, grid[0][0])
+    return figure
+
+
+def group_bars(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figure:
+    """Plot each group by itself at the largest budget that is a number: means, and each seed."""
+    protocols = list(dict.fromkeys(protocol for protocol, _ in plan.rows))
+    groups = sorted({row.group for row in rows})
+    figure = Figure((10, 3.4 * len(protocols)), layout="constrained")
+    values = by_group(rows, measure)
+    lowest = min((low for _, low, _ in values.values()), default=0.0)
+    for axes, protocol in zip(
+        figure.subplots(len(protocols), 1, squeeze=False)[:, 0], protocols, strict=True
+    ):
+        numbers = [n for p, n in plan.rows if p == protocol and n != ALL]
+        budget = max(numbers, default=ALL)
+        width = 0.8 / len(plan.contenders)
+        for number, contender in enumerate(plan.contenders):
+            x = np.arange(len(groups)) + (number + 0.5) * width - 0.4
+            keys = [(contender.name, protocol, budget, group) for group in groups]
+            means = [values[key][0] if key in values else np.nan for key in keys]
+            colour = _COLOURS[number % len(_COLOURS)]
+            axes.bar(x, means, 0.9 * width, color=colour, label=plain_text(contender.name, 40))
+            seeds = [
+                [
+                    (x[i], getattr(row, measure))
+                    for row in rows
+                    if (row.contender, row.protocol, row.budget, row.group) == key
+                ]
+                for i, key in enumerate(keys)
+            ]
+            dots = np.array([dot for of_group in seeds for dot in of_group]).reshape(-1, 2)
+            axes.plot(*dots.T, "k.", ms=3)
+        axes.set_xticks(range(len(groups)), [plain_text(group, 30) for group in groups])
+        axes.set(ylim=(max(0.0, lowest - 0.05), 1.0), ylabel=TITLES[measure])
+        axes.set_title(f"{_PROTOCOLS[protocol]}, {budget_name(budget)} labels")
+        _bare(axes)
+    _legend(figure, figure.axes[0])
+    return figure
+
+
+def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> Figure:
+    """Plot quality in the last row that all take part in over what the networks cost."""
+    figure = Figure((12, 4), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    values = over_seeds(rows, "auc")
+    common = [
+        row for row in plan.rows if all((name, *row) in values for name in costs) and row[1] != ALL
+    ]
+    row = common[-1] if common else plan.rows[0]
+    seconds: dict[str, list[float]] = {name: [] for name in costs}
+    for found in rows:
+        if found.contender in costs and (found.protocol, found.budget) == row:
+            seconds[found.contender].append(found.train_seconds)
+    for number, contender in enumerate(plan.contenders):
+        cost, value = costs.get(contender.name), values.get((contender.name, *row))
+        if cost is None or value is None:
+            continue
+        across = (cost.gflop, cost.ms, float(np.median(seconds[contender.name])))
+        for axes, x in zip(panels, across, strict=True):
+            axes.plot(x, value[0], label=plain_text(contender.name, 40), **_look(number))
+    device = next((f"{c.device}, {c.threads} threads" for c in costs.values()), "")
+    labels = ("GFLOP a cuboid", f"ms a cuboid ({device})", "s to train")
+    for axes, label in zip(panels, labels, strict=True):
+        axes.set(xlabel=label, xscale="log")
+        _bare(axes)
+    panels[0].set_ylabel(f"AUC, {row[0]}, {budget_name(row[1])} labels")
+    _legend(figure, panels[0])
+    return figure
+
+
+def _look(number: int) -> dict[str, Any]:
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "marker": _MARKS[number % len(_MARKS)],
+        "ms": 5,
+        "lw": 1.3,
+    }
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+
+
+def _bare(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9", lw=0.6)
+    axes.set_axisbelow(True)

@@ -1,0 +1,400 @@
+"""What a comparison compares, read from one YAML file; nothing here imports torch.
+
+::
+
+    data:
+      brains: [cohort.yaml]        # with cells; brains of one `group` are tested together
+      cubes: []                    # cellfinder's training YAMLs
+    channels: 1
+    seeds: 3                       # of labels that are drawn, and of everything random
+    own:                           # labels of one part of a group, tested on another part of it
+      labels: [20, 50, 100]
+      along: y
+      learn_below: 0.45            # shares of the candidates' extent along that axis
+      test_above: 0.625
+    transfer:                      # labels of all other groups, tested on one
+      labels: [30, 100, all]
+    rates: [0.3, 1, 3]             # learning rates to try, in each contender's usual one
+    reference: pretrained, frozen  # what differences are taken to
+    pretraining:                   # settings of cubeclf-pretrain, once for each seed
+      without 969: {brains: [695.yaml, 753.yaml], method: simclr, size: nano, steps: 300}
+    contenders:
+      contrast: {rule: contrast}
+      density: {rule: density}
+      forest: {rule: forest}
+      ResNet-18: {backbone: resnet18, train: {freeze: false}, seeds: 1, own: [100]}
+      from scratch: {backbone: "scratch:vit-nano", train: {freeze: false}}
+      pretrained, frozen: {backbone: {969: without 969, 695: runs/b, 753: runs/b}}
+
+Paths are relative to the file. `train` holds settings of cubeclf-finetune. A contender's backbone
+is a name or path as `cubeclf-finetune --backbone` takes it or the name of a pretraining, one for
+all groups or one for each that is tested; ``{seed}`` in it is the number of the seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cubeclf_core.errors import InputError
+from finetune.config import FinetuneConfig
+
+ALL = 0
+"""A budget that is no number: all labels there are."""
+
+Rule = Literal["contrast", "density", "forest"]
+_RULES = ("contrast", "density", "forest")
+_UNSEEDED = ("contrast", "density")
+_NOT_TRAINING = {"backbone", "out", "brains", "cubes", "test", "labels", "channels", "seed"}
+_NOT_TRAINING |= {"voxel_size_um", "resume", "overwrite", "threshold", "classes", "folds"}
+
+
+@dataclass(frozen=True)
+class Own:
+    """Labels of one part of a group, tested on another part.
+
+    Attributes
+    ----------
+    labels
+        Budgets.
+    axis
+        0 z, 1 y, 2 x.
+    learn_below, test_above
+        Shares of the candidates' extent along the axis.
+    """
+
+    labels: tuple[int, ...]
+    axis: int = 1
+    learn_below: float = 0.45
+    test_above: float = 0.625
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What takes part.
+
+    Attributes
+    ----------
+    name
+        In tables.
+    rule
+        A rule that needs no network, or None.
+    backbone
+        By the group that is tested, "" for any other.
+    train
+        Settings of `cubeclf-finetune`.
+    seeds
+        Of them, so many.
+    budgets
+        By protocol, where not all are wanted.
+    channels
+        Of a network that has none of its own yet.
+    """
+
+    name: str
+    rule: Rule | None
+    backbone: Mapping[str, str]
+    train: Mapping[str, Any]
+    seeds: int
+    budgets: Mapping[str, tuple[int, ...]]
+    channels: Literal[1, 2]
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained step by step, which takes long."""
+        return self.rule is None and not self.settings("any", 0).fits_at_once
+
+    def backbone_for(self, group: str) -> str:
+        """Name of the backbone where a group is tested.
+
+        Raises
+        ------
+        InputError
+            If there is none.
+        """
+        found = self.backbone.get(group, self.backbone.get(""))
+        if found is None:
+            raise InputError(
+                f"contender {self.name} has no backbone for the group {group}; "
+                f"found some for {', '.join(self.backbone)}"
+            )
+        return found
+
+    def settings(self, backbone: str, seed: int, **more: Any) -> FinetuneConfig:
+        """Settings of `cubeclf-finetune`; its labels and its folder are never used."""
+        nowhere = Path("unused")
+        given = {"backbone": backbone, "out": nowhere, "brains": (nowhere,), "seed": seed}
+        return FinetuneConfig(**{**given, "channels": self.channels, **self.train, **more})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole comparison; see the module.
+
+    Attributes
+    ----------
+    file
+        It was read from.
+    brains, cubes
+        Files of labels.
+    voxel_size_um
+        z y x, of brains whose files do not say.
+    channels
+        1 signal, 2 signal and background.
+    seeds
+        How many.
+    own
+        None if it is not asked for.
+    transfer
+        Budgets.
+    rates
+        Factors of each contender's usual learning rate.
+    reference
+        Name of a contender.
+    pretraining
+        Settings by name.
+    contenders
+        In the order of the file.
+    """
+
+    file: Path
+    brains: tuple[Path, ...]
+    cubes: tuple[Path, ...]
+    voxel_size_um: tuple[float, float, float] | None
+    channels: Literal[1, 2]
+    seeds: int
+    own: Own | None
+    transfer: tuple[int, ...]
+    rates: tuple[float, ...]
+    reference: str
+    pretraining: Mapping[str, Mapping[str, Any]]
+    contenders: tuple[Contender, ...]
+
+    @property
+    def rows(self) -> list[tuple[str, int]]:
+        """All protocols with all budgets, small ones first."""
+        own = [("own", n) for n in sorted(self.own.labels)] if self.own else []
+        return own + [("transfer", n) for n in sorted(self.transfer, key=lambda n: n or math.inf)]
+
+    def rows_of(self, contender: Contender) -> list[tuple[str, int]]:
+        """Those that a contender takes part in."""
+        wanted = contender.budgets
+        return [row for row in self.rows if row[0] not in wanted or row[1] in wanted[row[0]]]
+
+    def only(self, names: Sequence[str]) -> Plan:
+        """Leave some contenders; all, if none is named."""
+        if not names:
+            return self
+        known = [contender.name for contender in self.contenders]
+        if unknown := [name for name in names if name not in known]:
+            raise InputError(f"no contender {unknown[0]!r} in {self.file}; found {_list(known)}")
+        kept = tuple(c for c in self.contenders if c.name in names)
+        reference = self.reference if self.reference in names else kept[0].name
+        return dataclasses.replace(self, contenders=kept, reference=reference)
+
+
+def budget_name(n: int) -> str:
+    """Write a budget."""
+    return "all" if n == ALL else str(n)
+
+
+def read_plan(file: Path) -> Plan:
+    """Read a comparison's YAML file and check all that can be checked without data.
+
+    Raises
+    ------
+    InputError
+        If it cannot be understood.
+    """
+    try:
+        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read as YAML: {_one_line(error)}") from error
+    reader = _Reader(file)
+    top = reader.mapping("the file", given, (*_KEYS, *_LAST_KEYS))
+    data = reader.mapping("data", top.get("data"), ("brains", "cubes", "voxel_size_um"))
+    brains = reader.paths("data.brains", data.get("brains", []))
+    cubes = reader.paths("data.cubes", data.get("cubes", []))
+    reader.must(bool(brains or cubes), "data", "empty", "brains files or training YAMLs")
+    seeds = reader.whole("seeds", top.get("seeds", 3), least=1)
+    channels = top.get("channels", 2)
+    reader.must(channels in (1, 2), "channels", channels, "1 or 2")
+    own = None if top.get("own") is None else reader.own(top["own"])
+    transfer: tuple[int, ...] = ()
+    if top.get("transfer") is not None:
+        part = reader.mapping("transfer", top["transfer"], ("labels",))
+        transfer = reader.budgets("transfer.labels", part.get("labels"))
+    reader.must(bool(own or transfer), "own and transfer", "missing", "one of them, or both")
+    pretraining = {
+        str(name): reader.pretraining(str(name), settings)
+        for name, settings in reader.mapping("pretraining", top.get("pretraining", {})).items()
+    }
+    named = reader.mapping("contenders", top.get("contenders"))
+    reader.must(bool(named), "contenders", "empty", "at least one")
+    contenders = tuple(
+        reader.contender(str(name), settings, seeds, channels, pretraining)
+        for name, settings in named.items()
+    )
+    names = [contender.name for contender in contenders]
+    reference = str(
+        top.get("reference", next((c.name for c in contenders if not c.rule), names[0]))
+    )
+    reader.must(reference in names, "reference", reference, f"one of {_list(names)}")
+    rates = top.get("rates", [1])
+    fits = isinstance(rates, list) and rates and all(_positive(rate) for rate in rates)
+    reader.must(bool(fits), "rates", rates, "a list of numbers above 0")
+    return Plan(
+        file=file,
+        brains=brains,
+        cubes=cubes,
+        voxel_size_um=reader.size("data.voxel_size_um", data.get("voxel_size_um")),
+        channels=channels,
+        seeds=seeds,
+        own=own,
+        transfer=transfer,
+        rates=tuple(float(rate) for rate in rates),
+        reference=reference,
+        pretraining=pretraining,
+        contenders=contenders,
+    )
+
+
+_KEYS = ("data", "channels", "seeds", "own", "transfer", "rates")
+_LAST_KEYS = ("reference", "pretraining", "contenders")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Checks what a file says, and names the place where it is wrong."""
+
+    file: Path
+
+    def must(self, holds: bool, where: str, found: object, expected: str) -> None:
+        if not holds:
+            raise InputError(f"{self.file}: {where} is {found}, expected {expected}")
+
+    def mapping(self, where: str, given: object, keys: Sequence[str] = ()) -> dict[Any, Any]:
+        self.must(isinstance(given, dict), where, given, "a mapping")
+        assert isinstance(given, dict)
+        for key in given if keys else ():
+            if key not in keys:
+                raise InputError(
+                    f"{self.file}: {where} has {key!r}; expected some of {_list(keys)}"
+                )
+        return given
+
+    def whole(self, where: str, given: object, *, least: int) -> int:
+        fits = type(given) is int and given >= least
+        self.must(fits, where, given, f"a whole number, at least {least}")
+        assert isinstance(given, int)
+        return given
+
+    def paths(self, where: str, given: object) -> tuple[Path, ...]:
+        fits = isinstance(given, list) and all(isinstance(path, str) for path in given)
+        self.must(fits, where, given, "a list of files")
+        assert isinstance(given, list)
+        return tuple(self.file.parent / path for path in given)
+
+    def size(self, where: str, given: object) -> tuple[float, float, float] | None:
+        if given is None:
+            return None
+        fits = isinstance(given, list) and len(given) == 3 and all(map(_positive, given))
+        self.must(fits, where, given, "three numbers, z y x")
+        assert isinstance(given, list)
+        z, y, x = map(float, given)
+        return z, y, x
+
+    def budgets(self, where: str, given: object) -> tuple[int, ...]:
+        fits = isinstance(given, list) and all(
+            n == "all" or (type(n) is int and n >= 4) for n in given
+        )
+        self.must(fits and bool(given), where, given, "a list of numbers from 4 on, or all")
+        assert isinstance(given, list)
+        return tuple(ALL if n == "all" else int(n) for n in given)
+
+    def own(self, given: object) -> Own:
+        part = self.mapping("own", given, ("labels", "along", "learn_below", "test_above"))
+        along = part.get("along", "y")
+        self.must(along in ("z", "y", "x"), "own.along", along, "z, y or x")
+        below, above = part.get("learn_below", 0.45), part.get("test_above", 0.625)
+        fits = _positive(below) and _positive(above) and below < above < 1
+        self.must(fits, "own", f"{below} to {above}", "0 < learn_below < test_above < 1")
+        labels = self.budgets("own.labels", part.get("labels"))
+        return Own(labels, "zyx".index(along), float(below), float(above))
+
+    def pretraining(self, name: str, given: object) -> dict[str, Any]:
+        settings = dict(self.mapping(f"pretraining.{name}", given))
+        for key in ("seed", "out", "resume", "overwrite"):
+            self.must(key not in settings, f"pretraining.{name}.{key}", "given", "nothing")
+        brains = self.paths(f"pretraining.{name}.brains", settings.get("brains"))
+        settings["brains"] = [str(path.resolve()) for path in brains]
+        return settings
+
+    def contender(
+        self,
+        name: str,
+        given: object,
+        seeds: int,
+        channels: Literal[1, 2],
+        pretraining: Mapping[str, Any],
+    ) -> Contender:
+        where = f"contenders.{name}"
+        part = self.mapping(where, given, ("rule", "backbone", "train", "seeds", "own", "transfer"))
+        rule, backbone = part.get("rule"), part.get("backbone")
+        either = (rule is None) != (backbone is None)
+        self.must(either, where, "not clear", "either a rule or a backbone")
+        self.must(rule is None or rule in _RULES, f"{where}.rule", rule, f"one of {_list(_RULES)}")
+        named = {"": backbone} if isinstance(backbone, str) else backbone or {}
+        named = {str(key): value for key, value in self.mapping(f"{where}.backbone", named).items()}
+        for key, value in named.items():
+            self.must(isinstance(value, str), f"{where}.backbone.{key}", value, "a name")
+        train = self.mapping(f"{where}.train", part.get("train", {}))
+        known = {field.name for field in dataclasses.fields(FinetuneConfig)} - _NOT_TRAINING
+        for key in train:
+            expected = f"some of {_list(sorted(known))}"
+            self.must(key in known, f"{where}.train", f"with {key}", expected)
+        most = self.whole(f"{where}.seeds", part.get("seeds", seeds), least=1)
+        found = Contender(
+            name=name,
+            rule=rule,
+            backbone={key: self._located(value, pretraining) for key, value in named.items()},
+            train=train,
+            seeds=1 if rule in _UNSEEDED else min(most, seeds),
+            budgets={
+                protocol: self.budgets(f"{where}.{protocol}", part[protocol])
+                for protocol in ("own", "transfer")
+                if protocol in part
+            },
+            channels=channels,
+        )
+        try:
+            found.settings("any", 0)
+        except (InputError, TypeError) as error:
+            raise InputError(f"{self.file}: {where}.train: {error}") from error
+        return found
+
+    def _located(self, name: str, pretraining: Mapping[str, Any]) -> str:
+        """Find what is a path beside the plan, and leave other names as they are."""
+        beside = self.file.parent / name.replace("{seed}", "0")
+        if name in pretraining or not beside.exists():
+            return name
+        return str(self.file.parent.resolve() / name)
+
+
+def _positive(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(float(value)) and float(value) > 0  # type: ignore[arg-type]
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,72 @@
+"""Contenders without a network: brightness, crowding, and a forest on radial means."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import numpy.typing as npt
+
+from cubeclf_core.rules import contrast, density
+from finetune.comparing.forest import forest_scores, radial_means
+from finetune.comparing.plan import Rule
+from finetune.comparing.stock import Stock
+from finetune.comparing.tasks import Task
+from finetune.labels import Labelled
+
+
+class Rules:
+    """Scores by rules, with what they need of all labels computed once.
+
+    Parameters
+    ----------
+    stock
+        All labels.
+    """
+
+    def __init__(self, stock: Stock) -> None:
+        self._stock = stock
+
+    def score(self, rule: Rule, task: Task) -> npt.NDArray[np.float64]:
+        """Score what a task tests.
+
+        Parameters
+        ----------
+        rule
+            contrast: the best of four rules of brightness, chosen on what is tested: a high bar.
+            density: how many candidates are around. forest: learns radial means.
+        task
+            Of the comparison.
+        """
+        labels = self._stock.labels
+        if rule == "density":
+            return self._crowding[task.test]
+        if rule == "forest":
+            known = labels.labels[task.learn]
+            return forest_scores(
+                self._radial[task.learn], known, self._radial[task.test], task.seed
+            )
+        tested = labels.subset(task.test)
+        signal = tested.cuboids[:, 0].numpy()
+        return contrast(signal, tested.labels, self._stock.voxel_size_um)[1]
+
+    @functools.cached_property
+    def _radial(self) -> npt.NDArray[np.float32]:
+        found = radial_means(self._stock.labels.cuboids, self._stock.voxel_size_um)
+        return np.asarray(found.numpy(), np.float32)
+
+    @functools.cached_property
+    def _crowding(self) -> npt.NDArray[np.float64]:
+        return crowding(self._stock.labels)
+
+
+def crowding(labels: Labelled) -> npt.NDArray[np.float64]:
+    """Count the other labels around each, in its own volume; 0 where its place is not known."""
+    found = np.zeros(len(labels))
+    placed = np.isfinite(labels.positions_um).all(axis=1)
+    volumes = np.array(labels.volumes)
+    for volume in sorted(set(labels.volumes)):
+        index = np.flatnonzero(placed & (volumes == volume))
+        if len(index):
+            found[index] = density(labels.positions_um[index], (1.0, 1.0, 1.0))
+    return found

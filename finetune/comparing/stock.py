@@ -1,0 +1,124 @@
+"""All labelled cuboids of a comparison, in files that every process looks at and none copies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cubeclf_core.axes import Size3
+from cubeclf_core.files import mark, replacing
+from cubeclf_core.network_configs import BackboneConfig
+from finetune.comparing.plan import Plan
+from finetune.labels import Labelled, classes_of
+from finetune.sources import find_labels, reach_um, read_sources
+
+_CUBOIDS, _PLACES, _WORDS = "cuboids.npy", "places.npz", "words.json"
+
+
+@dataclass(frozen=True)
+class Stock:
+    """Labels, and what is known of them.
+
+    Attributes
+    ----------
+    labels
+        Each once.
+    reach
+        z y x in µm, from where on two cuboids share no voxel.
+    voxel_size_um
+        z y x, of the cuboids.
+    digest
+        Another for other labels, voxels or places.
+    remarks
+        What a report should say of them.
+    """
+
+    labels: Labelled
+    reach: Size3
+    voxel_size_um: Size3
+    digest: str
+    remarks: list[str]
+
+
+def fill(folder: Path, plan: Plan, network: BackboneConfig) -> Path:
+    """Read all labels, unless they have been read before, and give the folder of their files.
+
+    Parameters
+    ----------
+    folder
+        To keep them in, with those of other plans.
+    plan
+        Names the labels.
+    network
+        What the cuboids are for.
+
+    Raises
+    ------
+    InputError
+        If labels cannot be used.
+    """
+    sources = find_labels(plan.brains, plan.cubes, voxel_size_um=plan.voxel_size_um)
+    told = hashlib.sha256(repr((network.cuboid_shape, network.voxel_size_um)).encode())
+    told.update(str(plan.channels).encode())
+    for brain in sources.brains:
+        assert brain.cells is not None
+        assert brain.at is not None
+        changed = [path.stat().st_mtime_ns for path in brain.paths]
+        told.update(repr((brain.group, brain.at.from_anywhere(), changed)).encode())
+        told.update(brain.cells.positions.tobytes() + classes_of(brain.cells.types, {}).tobytes())
+    for cube in sources.cubes:
+        told.update(repr((cube, [path.stat().st_mtime_ns for path in cube.paths])).encode())
+    kept = folder / told.hexdigest()[:16]
+    if kept.exists():
+        return kept
+    data, remarks = read_sources(sources, network)
+    with replacing(kept) as made:
+        made.mkdir()
+        mark(made)
+        cuboids = data.cuboids.numpy()
+        np.save(made / _CUBOIDS, cuboids)
+        np.savez(
+            made / _PLACES,
+            labels=data.labels,
+            positions=data.positions,
+            voxels_um=data.voxels_um,
+        )
+        digest = hashlib.sha256(np.ascontiguousarray(cuboids).data)
+        for part in (data.labels, data.positions, data.voxels_um):
+            digest.update(np.ascontiguousarray(part).data)
+        digest.update(json.dumps([data.brains, data.volumes]).encode())
+        words = {
+            "brains": data.brains,
+            "volumes": data.volumes,
+            "sources": data.sources,
+            "reach_um": list(reach_um(sources, network)),
+            "voxel_size_um": list(network.voxel_size_um),
+            "digest": digest.hexdigest(),
+            "remarks": remarks,
+        }
+        (made / _WORDS).write_text(json.dumps(words), encoding="utf-8")
+    return kept
+
+
+def look(folder: Path) -> Stock:
+    """Open what `fill` has written; cuboids stay on the disk until they are asked for."""
+    words = json.loads((folder / _WORDS).read_text(encoding="utf-8"))
+    # Copied where it is written to, which nobody does: torch warns of what it may not write.
+    cuboids = torch.from_numpy(np.load(folder / _CUBOIDS, mmap_mode="c"))
+    with np.load(folder / _PLACES) as places:
+        labels = Labelled(
+            cuboids,
+            places["labels"],
+            words["brains"],
+            words["volumes"],
+            places["positions"],
+            places["voxels_um"],
+            words["sources"],
+        )
+    reach, size = (tuple(words[key]) for key in ("reach_um", "voxel_size_um"))
+    return Stock(labels, reach, size, words["digest"], words["remarks"])

@@ -1,0 +1,127 @@
+"""The long table of all cells, and the short one that is made of it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from finetune.comparing.cost import Cost
+from finetune.comparing.grid import Row
+from finetune.comparing.plan import Plan, budget_name
+
+Value = tuple[float, float, float]
+"""Mean over groups and seeds, and the lowest and highest seed, each a mean over groups."""
+
+TITLES = {"auc": "AUC", "average_precision_less_prevalence": "AP − share of cells"}
+
+
+def to_csv(rows: Iterable[Any]) -> str:
+    """Write dataclasses of one kind as CSV, numbers in full; empty if there are none."""
+    given = [dataclasses.asdict(row) for row in rows]
+    if not given:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(given[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(given)
+    return text.getvalue()
+
+
+def over_seeds(rows: Sequence[Row], measure: str) -> dict[tuple[str, str, int], Value]:
+    """Average over groups within each seed, then over seeds.
+
+    Returns
+    -------
+    dict
+        By contender, protocol and budget. Only seeds that were tried on all groups count, so that
+        no mean is of other groups than another.
+    """
+    groups = {row.group for row in rows}
+    found: dict[tuple[str, str, int], dict[int, dict[str, float]]] = defaultdict(dict)
+    for row in rows:
+        cell = found[row.contender, row.protocol, row.budget].setdefault(row.seed, {})
+        cell[row.group] = getattr(row, measure)
+    values = {}
+    for key, seeds in found.items():
+        means = [statistics.mean(of.values()) for of in seeds.values() if set(of) == groups]
+        if means:
+            values[key] = (statistics.mean(means), min(means), max(means))
+    return values
+
+
+def by_group(rows: Sequence[Row], measure: str) -> dict[tuple[str, str, int, str], Value]:
+    """The same for each group alone: mean, lowest and highest seed."""
+    found: dict[tuple[str, str, int, str], list[float]] = defaultdict(list)
+    for row in rows:
+        found[row.contender, row.protocol, row.budget, row.group].append(getattr(row, measure))
+    return {key: (statistics.mean(v), min(v), max(v)) for key, v in found.items()}
+
+
+def to_markdown(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
+    """Lay out means over groups and seeds, the range over seeds, each group, and the cost."""
+    parts = []
+    seeds = {
+        c.name: len({row.seed for row in rows if row.contender == c.name}) for c in plan.contenders
+    }
+    for measure, title in TITLES.items():
+        values = over_seeds(rows, measure)
+        head = [title, *(f"{p} {budget_name(n)}" for p, n in plan.rows), "seeds"]
+        body = [
+            [c.name, *(_cell(values.get((c.name, *row))) for row in plan.rows), str(seeds[c.name])]
+            for c in plan.contenders
+        ]
+        parts.append(_lay_out(head, body))
+        groups = sorted({row.group for row in rows})
+        each = by_group(rows, measure)
+        head = [f"{title}: {', '.join(groups)}", *(f"{p} {budget_name(n)}" for p, n in plan.rows)]
+        body = [
+            [
+                c.name,
+                *(
+                    " ".join(_short(each.get((c.name, *row, group))) for group in groups)
+                    for row in plan.rows
+                ),
+            ]
+            for c in plan.contenders
+        ]
+        parts.append(_lay_out(head, body))
+    parts.append(_costs(plan, rows, costs))
+    return "\n\n".join(parts) + "\n"
+
+
+def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
+    head = ["cost", "parameters", "GFLOP a cuboid", "ms a cuboid", "s to train", "GB"]
+    body = []
+    for contender in plan.contenders:
+        own = [row for row in rows if row.contender == contender.name]
+        if not own:
+            continue
+        cost = costs.get(contender.name)
+        of_network = ["", "", ""]
+        if cost:
+            of_network = [f"{cost.parameters:,}", f"{cost.gflop:.2f}", f"{cost.ms:.2f}"]
+        seconds = statistics.median(row.train_seconds for row in own)
+        memory = max(row.memory_gb for row in own)
+        body.append([contender.name, *of_network, f"{seconds:.1f}", f"{memory:.1f}"])
+    return _lay_out(head, body)
+
+
+def _cell(value: Value | None) -> str:
+    if value is None:
+        return ""
+    mean, low, high = value
+    return f"{mean:.3f}" if low == high else f"{mean:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _short(value: Value | None) -> str:
+    return "–" if value is None else f"{value[0]:.3f}".replace("0.", ".")
+
+
+def _lay_out(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
+    return "\n".join(lines)

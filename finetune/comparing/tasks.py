@@ -1,0 +1,151 @@
+"""The two honest questions, as lists of labels: one's own brain, and brains never labelled."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cubeclf_core.axes import Size3
+from cubeclf_core.errors import InputError
+from finetune.comparing.plan import ALL, Own, Plan, budget_name
+from finetune.labels import Labelled
+
+Index = npt.NDArray[np.int64]
+Protocol = Literal["own", "transfer"]
+
+_LEAST = 2  # labels of each class
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labels to learn from, and others to be tested on; the same for every contender.
+
+    Attributes
+    ----------
+    protocol
+        "own": of the tested group, far from what is tested. "transfer": of all other groups.
+    budget
+        How many were to be drawn, `ALL` for all.
+    group
+        That is tested.
+    seed
+        Which draw.
+    learn, test
+        Sorted numbers of labels.
+    """
+
+    protocol: str
+    budget: int
+    group: str
+    seed: int
+    learn: Index
+    test: Index
+
+    @property
+    def name(self) -> str:
+        """What to call it when speaking to a person."""
+        labels = f"{budget_name(self.budget)} labels"
+        return f"{self.group}, {self.protocol}, {labels}, seed {self.seed}"
+
+
+def make_task(
+    plan: Plan, data: Labelled, reach: Size3, row: tuple[str, int], group: str, seed: int
+) -> Task:
+    """Draw the labels of one task.
+
+    Draws are nested: a larger budget has the labels of a smaller one, and more.
+
+    Parameters
+    ----------
+    plan
+        Of the comparison.
+    data
+        All labels.
+    reach
+        z y x in µm, from where on cuboids share no voxel.
+    row
+        Protocol and budget.
+    group
+        That is tested.
+    seed
+        Which draw.
+
+    Raises
+    ------
+    InputError
+        If either part would lack labels of a class.
+    """
+    protocol, budget = row
+    of_group = np.array([brain == group for brain in data.brains])
+    if protocol == "own":
+        assert plan.own is not None
+        learn, test = _parts(plan.own, data, reach, group, of_group)
+    else:
+        learn, test = np.flatnonzero(~of_group), np.flatnonzero(of_group)
+    random = np.random.default_rng((seed, zlib.crc32(group.encode()), protocol == "own"))
+    drawn = _draw(data.labels, random.permutation(learn), budget)
+    for what, index in (("learn from", drawn), ("test on", test)):
+        rarest = min(int(np.sum(data.labels[index] == kind)) for kind in (0, 1))
+        if rarest < _LEAST:
+            raise InputError(
+                f"group {group}: of the {len(index)} labels to {what} ({protocol}), {rarest} are "
+                f"of the rarer class; expected {_LEAST} at least"
+            )
+    return Task(protocol, budget, group, seed, np.sort(drawn), test)
+
+
+def tasks_of(
+    plan: Plan, data: Labelled, reach: Size3, row: tuple[str, int], group: str, seeds: int
+) -> Iterator[Task]:
+    """The tasks of a row for each seed; of all labels there is one draw, which all seeds get."""
+    for seed in range(seeds):
+        yield make_task(plan, data, reach, row, group, seed)
+
+
+def check_tasks(plan: Plan, data: Labelled, reach: Size3) -> None:
+    """Raise an `InputError` if any task cannot be made."""
+    if plan.transfer and len(data.names) < 2:
+        raise InputError(
+            f"transfer needs labels of two groups at least, found {data.names[0]} alone; name "
+            "another brain, or ask for own only"
+        )
+    for row in plan.rows:
+        for group in data.names:
+            for _ in tasks_of(plan, data, reach, row, group, plan.seeds):
+                pass
+
+
+def _parts(
+    own: Own, data: Labelled, reach: Size3, group: str, of_group: npt.NDArray[np.bool_]
+) -> tuple[Index, Index]:
+    """Two parts of a group with a gap between them, in which no label is used."""
+    index = np.flatnonzero(of_group)
+    at = data.positions_um[index, own.axis]
+    if not np.isfinite(at).all():
+        raise InputError(
+            f"group {group} has labels whose places are not known, so that its parts cannot be "
+            "told apart; leave `own` out, or name the positions in the cubes' file names"
+        )
+    low, extent = float(at.min()), float(np.ptp(at))
+    below, above = (low + share * extent for share in (own.learn_below, own.test_above))
+    if above - below < reach[own.axis]:
+        raise InputError(
+            f"group {group}: {above - below:.0f} µm lie between labels to learn from and labels to "
+            f"test on along {'zyx'[own.axis]}, expected {reach[own.axis]:.0f}, so that no voxel is "
+            "shared; put own.learn_below and own.test_above farther apart, or choose another axis"
+        )
+    return index[at < below], index[at > above]
+
+
+def _draw(labels: npt.NDArray[np.int64], order: Index, budget: int) -> Index:
+    """Take the first of a random order, but two of each class whatever it says."""
+    if budget == ALL or budget >= len(order):
+        return order
+    always = np.concatenate([order[labels[order] == kind][:_LEAST] for kind in (0, 1)])
+    rest = order[~np.isin(order, always)]
+    return np.concatenate([always, rest[: budget - len(always)]])

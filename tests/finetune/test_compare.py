@@ -1,0 +1,269 @@
+"""`cubeclf-compare`: one plan, the same labels for all, files that say what they depend on."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from cubeclf_core import load_classifier
+from cubeclf_core.cells import Cells, read_cells, write_cells
+from cubeclf_core.errors import InputError
+from cubeclf_core.rules import density
+from cubeclf_core.vit import Vit3dConfig
+from finetune.comparing.networks import Network, Rate
+from finetune.comparing.plan import ALL, Contender, Own, read_plan
+from finetune.comparing.rules import crowding
+from finetune.comparing.stock import fill, look
+from finetune.comparing.tasks import make_task
+from finetune.labels import Labelled
+
+SMALL: dict[str, Any] = {
+    "data": {"brains": ["brains.yaml"]},
+    "channels": 2,
+    "seeds": 1,
+    "transfer": {"labels": [20]},
+    "contenders": {
+        "contrast": {"rule": "contrast"},
+        "untrained": {"backbone": "scratch:vit-nano"},
+    },
+}
+
+
+def write_plan(folder: Path, **changes: Any) -> Path:
+    file = folder / "plan.yaml"
+    file.write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))
+    return file
+
+
+@pytest.fixture
+def two(simulated, tmp_path: Path) -> Path:
+    """A folder with a brains file of two brains."""
+    entries = [
+        {"name": name, "signal": str(brain.volume), "cells": str(brain.cells)}
+        for name, brain in (("a", simulated(0)), ("b", simulated(1)))
+    ]
+    (tmp_path / "brains.yaml").write_text(yaml.safe_dump(entries))
+    return tmp_path
+
+
+def rows(out: Path, name: str = "results.csv") -> list[dict[str, str]]:
+    with (out / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+CONTENDER = {"rule": "contrast"}
+WRONG = {
+    "not a mapping": ("[1, 2]", "the file is [1, 2], expected a mapping"),
+    "a key that is not known": ({"colour": 1}, "'colour'"),
+    "no data": ({"data": {}}, "brains files or training YAMLs"),
+    "neither protocol": ({"transfer": None}, "own and transfer is missing"),
+    "seeds": ({"seeds": 0}, "seeds is 0, expected a whole number, at least 1"),
+    "budgets": ({"transfer": {"labels": [2]}}, "numbers from 4 on, or all"),
+    "parts": ({"own": {"labels": [20], "learn_below": 0.7}}, "learn_below < test_above < 1"),
+    "axis": ({"own": {"labels": [20], "along": "t"}}, "own.along is t, expected z, y or x"),
+    "reference": ({"reference": "nobody"}, "one of contrast, untrained"),
+    "rates": ({"rates": [0]}, "numbers above 0"),
+    "rule": ({"contenders": {"x": {"rule": "luck"}}}, "contrast, density, forest"),
+    "both": ({"contenders": {"x": {"rule": "forest", "backbone": "a"}}}, "either a rule or"),
+    "train": ({"contenders": {"x": {"backbone": "a", "train": {"speed": 1}}}}, "with speed"),
+    "value": ({"contenders": {"x": {"backbone": "a", "train": {"epochs": 0}}}}, "at least 1"),
+    "seed": ({"pretraining": {"p": {"seed": 1, "brains": ["b"]}}}, "pretraining.p.seed"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_plan_is_one_line(case: str, tmp_path: Path, command) -> None:
+    changes, told = WRONG[case]
+    file = tmp_path / "plan.yaml"
+    if isinstance(changes, str):
+        file.write_text(changes)
+    else:
+        write_plan(tmp_path, **changes)
+    outcome = command("cubeclf-compare", file, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert len(outcome.lines) == 1
+    assert told in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_are_relative_to_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "x-0").mkdir(parents=True)
+    contenders = {"x": {"backbone": "runs/x-{seed}"}, "y": {"backbone": {7: "resnet18"}}}
+    plan = read_plan(write_plan(tmp_path, contenders=contenders))
+    assert plan.brains == (tmp_path / "brains.yaml",)
+    x, y = plan.contenders
+    assert x.backbone_for("any") == str(tmp_path / "runs" / "x-{seed}")
+    assert y.backbone_for("7") == "resnet18"
+    with pytest.raises(InputError, match="y has no backbone for the group 8"):
+        y.backbone_for("8")
+
+
+def scattered(n: int, seed: int) -> Labelled:
+    """Labels of two groups, places only."""
+    import torch
+
+    random = np.random.default_rng(seed)
+    labels = np.array([i % 4 == 0 for i in range(n)], np.int64)
+    names = [f"g{i // 4 % 2}" for i in range(n)]
+    positions = random.uniform(0, (100, 400, 400), (n, 3)).round()
+    voxels, cuboids = np.ones((n, 3)), torch.zeros(n, 1, 1, 1, 1)
+    return Labelled(cuboids, labels, names, names, positions, voxels, [str(i) for i in range(n)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 3), st.sampled_from(["own", "transfer"]))
+def test_draws_are_nested_and_apart(data_seed: int, seed: int, protocol: str) -> None:
+    data, reach = scattered(160, data_seed), (20.0, 50.0, 50.0)
+    plan = read_plan_of(own=Own((8, 20), axis=1, learn_below=0.4, test_above=0.6))
+    small, large = (make_task(plan, data, reach, (protocol, n), "g1", seed) for n in (8, 20))
+    every = make_task(plan, data, reach, (protocol, ALL), "g1", seed)
+    assert len(small.learn) == 8
+    assert len(large.learn) == 20
+    assert set(small.learn) <= set(large.learn) <= set(every.learn)
+    for task in (small, large):
+        counts = np.bincount(data.labels[task.learn], minlength=2)
+        assert counts.min() >= 2
+        np.testing.assert_array_equal(task.test, small.test)
+    assert {data.brains[i] for i in large.test} == {"g1"}
+    learned_from = {data.brains[i] for i in every.learn}
+    assert learned_from == ({"g1"} if protocol == "own" else {"g0"})
+    if protocol == "own":
+        y = data.positions_um[:, 1]
+        assert y[every.learn].max() + reach[1] <= y[every.test].min()
+
+
+def read_plan_of(own: Own) -> Any:
+    import dataclasses
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return dataclasses.replace(read_plan(write_plan(Path(folder))), own=own)
+
+
+def test_parts_too_close_are_refused() -> None:
+    plan = read_plan_of(own=Own((8,), axis=0))
+    with pytest.raises(InputError, match="µm lie between labels to learn from and labels to test"):
+        make_task(plan, scattered(100, 0), (20.0, 50.0, 50.0), ("own", 8), "g0", 0)
+
+
+def test_crowding_counts_within_a_volume() -> None:
+    data = scattered(60, 1)
+    found = crowding(data)
+    for name in data.names:
+        own = np.array(data.volumes) == name
+        np.testing.assert_array_equal(found[own], density(data.positions_um[own], (1, 1, 1)))
+
+
+def test_a_comparison_and_what_it_takes_up_again(two: Path, command) -> None:
+    """Scores are what they should be; a second contender leaves the first one's cells alone."""
+    out = two / "out"
+    outcome = command("cubeclf-compare", write_plan(two), "--out", out, "--workers", 2)
+    assert outcome.code == 0, outcome.err
+    assert "| AUC | transfer 20 | seeds |" in outcome.out
+    found = rows(out)
+    assert {(r["contender"], r["group"]) for r in found} == {
+        (name, group) for name in ("contrast", "untrained") for group in "ab"
+    }
+    for name in ("comparison.html", "table.md", "costs.json", "differences.csv"):
+        assert (out / name).stat().st_size > 0
+    for name in ("learning_curves", "groups", "cost"):
+        assert (out / "figures" / f"{name}.png").stat().st_size > 0
+    effects = rows(out, "differences.csv")
+    auc = {(r["contender"], r["group"]): float(r["auc"]) for r in found}
+    for effect in effects:
+        if effect["measure"] == "auc":
+            expected = auc["untrained", effect["group"]] - auc["contrast", effect["group"]]
+            assert float(effect["difference"]) == pytest.approx(expected)
+            assert float(effect["low"]) <= expected <= float(effect["high"])
+    assert len(effects) == 4
+
+    before = {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()}
+    contenders = {**SMALL["contenders"], "density": {"rule": "density"}}
+    again = command("cubeclf-compare", write_plan(two, contenders=contenders), "--out", out)
+    assert again.code == 2
+    assert "--overwrite" in again.err
+    again = command(
+        "cubeclf-compare", write_plan(two, contenders=contenders), "--out", out, "--resume"
+    )
+    assert again.code == 0, again.err
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert len(list((out / "cells").iterdir())) == len(before) + 2
+    assert [r for r in rows(out) if r["contender"] != "density"] == found
+
+
+def test_networks_learn_as_finetune_trains_them(two: Path, simulated, command) -> None:
+    """The same labels in a brains file, and `cubeclf-finetune`, give the same probabilities."""
+    plan = read_plan(write_plan(two))
+    stock = look(fill(two / "cache", plan, Vit3dConfig(channels=2)))
+    task = make_task(plan, stock.labels, stock.reach, ("transfer", 20), "b", 0)
+    contender = next(c for c in plan.contenders if c.name == "untrained")
+    network = Network(contender, "scratch:vit-nano", 0, stock, two / "features")
+    answer = network.answer(task, Rate(1.0, ""))
+
+    brain = simulated(0)
+    learned = stock.labels.subset(task.learn)
+    cells = Cells(learned.positions, np.where(learned.labels == 1, 2, 1))
+    write_cells(two / "learned.xml", cells)
+    entry = {"name": "a", "signal": str(brain.volume), "cells": "learned.xml"}
+    (two / "learned.yaml").write_text(yaml.safe_dump([entry]))
+    words = ("--backbone", "scratch:vit-nano", "--brains", two / "learned.yaml", "--folds", 0)
+    outcome = command("cubeclf-finetune", *words, "--out", two / "run")
+    assert outcome.code == 0, outcome.err
+    assert read_cells(two / "learned.xml").labels.tolist() == learned.labels.tolist()
+    tested = stock.labels.subset(task.test)
+    expected = load_classifier(two / "run", exact=True).predict(tested.cuboids)[:, 1]
+    np.testing.assert_allclose(answer.scores, np.asarray(expected), atol=1e-5)
+
+
+def test_rates_are_tried_on_what_is_learned_from(two: Path) -> None:
+    """A rate of nothing learns nothing, so it is not the one that is chosen."""
+    contenders = {
+        "trained": {
+            "backbone": "scratch:vit-nano",
+            "train": {"freeze": False, "epochs": 3, "batch_size": 8, "head": "mlp"},
+        }
+    }
+    plan = read_plan(write_plan(two, contenders=contenders))
+    stock = look(fill(two / "cache", plan, Vit3dConfig(channels=2)))
+    task = make_task(plan, stock.labels, stock.reach, ("transfer", 60), "b", 0)
+    network = Network(plan.contenders[0], "scratch:vit-nano", 0, stock, two / "features")
+    rate = network.choose_rate(task, [1e-9, 3.0])
+    assert rate.factor == 3.0
+    assert "average precision 1e-09: " in rate.how
+    assert "held out" in rate.how
+    answer = network.answer(task, rate)
+    labels = stock.labels.labels[task.test]
+    assert roc_auc_score(labels, answer.scores) > 0.6
+    assert average_precision_score(labels, answer.scores) > labels.mean() + 0.1
+    assert answer.epochs >= 1
+
+
+def test_a_network_that_takes_other_cuboids_is_refused(two: Path, command) -> None:
+    from cubeclf_core.backbones import build_backbone, save_backbone
+
+    other = Vit3dConfig(size="nano", channels=2, voxel_size_um=(5.0, 2.0, 2.0))
+    save_backbone(two / "other.safetensors", build_backbone(other, 0), {})
+    contenders = {
+        "untrained": {"backbone": "scratch:vit-nano"},
+        "other": {"backbone": "other.safetensors"},
+    }
+    outcome = command(
+        "cubeclf-compare", write_plan(two, contenders=contenders), "--out", two / "out"
+    )
+    assert outcome.code == 2
+    assert "untrained and other take other cuboids" in outcome.err
+    assert not (two / "out").exists()
+
+
+def test_contender_names() -> None:
+    contender = Contender("x", None, {"": "a"}, {"freeze": False}, 1, {}, 2)
+    assert contender.trains
+    assert not Contender("x", None, {"": "a"}, {}, 1, {}, 2).trains
