@@ -16,7 +16,7 @@ from benchmarks.classifying.brains import Subject, crop, many, simulated
 from benchmarks.classifying.classifiers import Backbones, can_read, exported, write_random
 from benchmarks.classifying.config import DEFAULT_SIZE, ClassificationConfig, Effort
 from benchmarks.classifying.processes import Usage, measured
-from benchmarks.classifying.quality import Quality, Scored, resnet_over_share
+from benchmarks.classifying.quality import Quality, Scored
 from benchmarks.classifying.report import Speeds, findings, plot, summarise, tables
 from benchmarks.classifying.ways import Files, Way, ways
 from benchmarks.learning.blocks import count_opening, data_folder
@@ -49,7 +49,8 @@ def measure(config: ClassificationConfig, effort: Effort) -> Figures:
         kept.mkdir(parents=True, exist_ok=True)
         backbones = Backbones(folder)
         shared, alone = _subjects(kept, effort)
-        files, scored = _classifiers(sizes, formats, effort, kept, backbones)
+        quality = _quality(kept, backbones) if effort.real else None
+        files, scored = _classifiers(sizes, formats, quality, kept, backbones)
         two = backbones.make(DEFAULT_SIZE, channels=2)
         two_channels = write_random(kept / "nano-2-channels.safetensors", two)
         resnet50 = _resnet50(kept) if compared else None
@@ -64,8 +65,8 @@ def measure(config: ClassificationConfig, effort: Effort) -> Figures:
             "pretrained": str(backbones.pretrained),
             **summarise(speeds, scored),
         }
-        if compared:
-            figures["resnet18.ap_less_share"] = resnet_over_share(folder)
+        if compared and quality is not None:
+            figures["resnet18.ap_less_share"] = quality.resnet18()
     print(tables(figures), "", *findings(figures), sep="\n", flush=True)
     plotted = config.plot or (config.json or Path("classification.json")).with_suffix(".png")
     write_files(figures, plot(figures), json_file=config.json, plot=plotted)
@@ -89,17 +90,24 @@ def _subjects(kept: Path, effort: Effort) -> tuple[list[Subject], list[Subject]]
     return shared, [many(kept, n, shape) for n, shape in effort.many]
 
 
-def _classifiers(
-    sizes: Sequence[str], formats: Sequence[str], effort: Effort, kept: Path, backbones: Backbones
-) -> tuple[Files, list[Scored]]:
-    """Files to load by size and format, and what each reaches on real blocks."""
-    if not effort.real:
-        made = {s: write_random(kept / f"{s}.safetensors", backbones.make(s)) for s in sizes}
-        return {(s, f): exported(file, f, {}) for s, file in made.items() for f in formats}, []
+def _quality(kept: Path, backbones: Backbones) -> Quality:
     folder = kept / f"classifiers-{_state()}"
     folder.mkdir(exist_ok=True)
     count_opening(folder.parents[1], LABELLED, ["classification"])
-    quality = Quality(data_folder(), folder, backbones)
+    return Quality(data_folder(), folder, backbones)
+
+
+def _classifiers(
+    sizes: Sequence[str],
+    formats: Sequence[str],
+    quality: Quality | None,
+    kept: Path,
+    backbones: Backbones,
+) -> tuple[Files, list[Scored]]:
+    """Files to load by size and format, and what each reaches on real blocks."""
+    if quality is None:
+        made = {s: write_random(kept / f"{s}.safetensors", backbones.make(s)) for s in sizes}
+        return {(s, f): exported(file, f, {}) for s, file in made.items() for f in formats}, []
     files, scored = {}, []
     for size in sizes:
         fitted = quality.files(size)[LABELLED[0]]

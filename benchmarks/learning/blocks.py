@@ -89,7 +89,7 @@ def _image(data: Path, name: str) -> Path:
 
 
 def _labels(data: Path, name: str) -> Path:
-    return data / "cfos" / f"{name}.xml"
+    return _image(data, name).with_suffix(".xml")
 
 
 def write_brains_file(data: Path, seen: str, folder: Path) -> Path:
@@ -109,14 +109,24 @@ def write_brains_file(data: Path, seen: str, folder: Path) -> Path:
     Path
         A YAML brains file.
     """
+    return write_unlabelled(data, SEEN[seen], folder / f"{seen}.yaml")
+
+
+def write_unlabelled(data: Path, names: Sequence[str], file: Path) -> Path:
+    """Write a brains file of some blocks with positions of candidates, without their types."""
     entries = []
-    for name in SEEN[seen]:
+    for name in names:
         cells = None
         if name in LABELLED:
-            cells = folder / f"{name}_candidates.xml"
+            cells = file.parent / f"{name}_candidates.xml"
             write_cells(cells, _without_types(read_cells(_labels(data, name))))
         entries.append(_entry(data, name, cells))
-    return _write(entries, folder / f"{seen}.yaml")
+    return _write(entries, file)
+
+
+def write_labelled(data: Path, names: Sequence[str], file: Path) -> Path:
+    """Write a brains file of some blocks with their labels."""
+    return _write([_entry(data, name, _labels(data, name)) for name in names], file)
 
 
 def _without_types(cells: Cells) -> Cells:

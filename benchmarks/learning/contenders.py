@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from sklearn.decomposition import PCA
-from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor
 
 from benchmarks.learning.blocks import Block
@@ -22,6 +21,7 @@ from cubeclf_core.normalise import normalise
 from cubeclf_core.rules import contrast
 from cubeclf_core.stream import CuboidStream
 from cubeclf_core.vit import Vit3d, Vit3dConfig
+from finetune.comparing.forest import forest_scores
 from pretrain.batches import to_network
 from pretrain.probes import embed
 
@@ -30,9 +30,6 @@ Features = Mapping[str, Float[Tensor, "n feature"]]
 """Of all candidates, by block."""
 
 COMPONENTS = 40
-SHELLS = 20
-SHELL_UM = 1.25  # thickness: the outermost ends at the cuboid's sides
-TREES, LEAF = 200, 5
 
 
 @dataclass(frozen=True)
@@ -62,11 +59,7 @@ class Frozen:
     def forest(self, task: Task, seed: int) -> npt.NDArray[np.float64]:
         """Score by a random forest."""
         known, labels, tested = self._parts(task)
-        trees = RandomForestClassifier(
-            TREES, min_samples_leaf=LEAF, class_weight="balanced", random_state=seed
-        )
-        trees.fit(known.numpy(), labels)
-        return np.asarray(trees.predict_proba(tested.numpy())[:, 1], np.float64)
+        return forest_scores(known.numpy(), labels, tested.numpy(), seed)
 
     def _parts(self, task: Task) -> tuple[Tensor, npt.NDArray[np.int64], Tensor]:
         features = self.features[task.seen]
@@ -120,20 +113,6 @@ def unlabelled_cuboids(
             yield to_network(batch, network.cuboid_shape)
 
     return torch.cat(list(parts()))[:n]
-
-
-def radial_means(
-    cuboids: Float[Tensor, "n 1 z y x"], voxel_size_um: Size3
-) -> Float[Tensor, "n shell"]:
-    """Mean of normalised cuboids in spherical shells around the central voxel."""
-    shape = cuboids.shape[2:]
-    axes = [(torch.arange(n) - n // 2) * um for n, um in zip(shape, voxel_size_um, strict=True)]
-    squares = torch.meshgrid(*(axis.square() for axis in axes), indexing="ij")
-    shell = (sum(squares).sqrt() / SHELL_UM).long().flatten()  # type: ignore[union-attr]
-    masks = torch.stack([shell == i for i in range(SHELLS)]).float()
-    masks = masks[masks.sum(1) > 0]  # voxels may be coarser than a shell
-    means = masks / masks.sum(1, keepdim=True)
-    return torch.cat([normalise(p).flatten(1) @ means.T for p in cuboids.split(256)])
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,6 @@ class Finetuned:
         Of training, ten steps at least each.
     seed
         Of the training.
-    lora_rank
-        Train additions of this rank instead of the whole network.
     pretrained
         Whether early layers have learned something already, and are trained more slowly.
     batch_size
@@ -49,7 +47,6 @@ class Finetuned:
     backbones: Mapping[str, Callable[[], Backbone]]
     epochs: int
     seed: int
-    lora_rank: int | None = None
     pretrained: bool = True
     batch_size: int = 32
 
@@ -64,7 +61,6 @@ class Finetuned:
             freeze=False,
             epochs=self.epochs,
             batch_size=self.batch_size,
-            lora_rank=self.lora_rank,
             seed=self.seed,
         )
         trials = Trials(

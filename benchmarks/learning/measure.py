@@ -27,7 +27,6 @@ from benchmarks.learning.contenders import (
     Rules,
     embed_blocks,
     principal_components,
-    radial_means,
     unlabelled_cuboids,
 )
 from benchmarks.learning.finetuned import Finetuned
@@ -42,6 +41,7 @@ from cubeclf_core.brains import load_brains
 from cubeclf_core.console import say
 from cubeclf_core.errors import require
 from cubeclf_core.vit import Vit3d, Vit3dConfig
+from finetune.comparing.forest import radial_means
 from pretrain.config import NetworkConfig, PretrainConfig
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "timm", "lightly", "cubeclf")

@@ -55,9 +55,7 @@ Scorer = Callable[[Task], npt.NDArray[np.float64]]
 """From a task to scores of what it tests, higher for more likely cells."""
 
 
-def make_tasks(
-    blocks: Mapping[str, Block], *, labels: int, draws: int, transfer: int | None = None
-) -> list[Task]:
+def make_tasks(blocks: Mapping[str, Block], *, labels: int, draws: int) -> list[Task]:
     """Lay out both protocols.
 
     Parameters
@@ -68,9 +66,6 @@ def make_tasks(
         To learn from, of those in one half of a block.
     draws
         How often these are drawn anew; all contenders get the same.
-    transfer
-        Labels of the other blocks together to learn from, drawn as often; all of them, once, if
-        None.
 
     Raises
     ------
@@ -87,24 +82,10 @@ def make_tasks(
             tasks.append(Task("own", name, draw, {name: learn}, far))
         everything = np.arange(len(block.labels))
         others = {other: np.arange(len(b.labels)) for other, b in blocks.items() if other != name}
-        for draw in range(1 if transfer is None else draws):
-            learn_from = others if transfer is None else _some(others, transfer, (draw, int(name)))
-            tasks.append(Task("transfer", name, draw, learn_from, everything))
+        tasks.append(Task("transfer", name, 0, others, everything))
     for task in tasks:
         _check(task, blocks)
     return tasks
-
-
-def _some(learn: Mapping[str, Index], n: int, seed: tuple[int, int]) -> Mapping[str, Index]:
-    """Draw labels of several blocks, each label of any as likely as another."""
-    names = [name for name, index in learn.items() for _ in index]
-    every = np.concatenate(list(learn.values()))
-    drawn = np.random.default_rng((*seed, 1)).permutation(len(every))[:n]
-    return {
-        name: np.sort(every[[i for i in drawn if names[i] == name]]).astype(np.int64)
-        for name in learn
-        if any(names[i] == name for i in drawn)
-    }
 
 
 def labels_to_learn(task: Task, blocks: Mapping[str, Block]) -> Index:

@@ -26,7 +26,7 @@ from benchmarks.learning.blocks import (
     write_brains_file,
 )
 from benchmarks.learning.config import DEFAULT, FULL, LABELLED, QUICK, LearningConfig
-from benchmarks.learning.contenders import Frozen, principal_components, radial_means
+from benchmarks.learning.contenders import Frozen, principal_components
 from benchmarks.learning.measure import measure
 from benchmarks.learning.protocols import Result, make_tasks, summarise, try_out
 from benchmarks.learning.recipes import RECIPES
@@ -37,6 +37,7 @@ from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
 from cubeclf_core.cells import Cells, read_cells, write_cells
 from cubeclf_core.cli import to_yaml
 from cubeclf_core.errors import InputError, RunFailed
+from finetune.comparing.forest import radial_means
 from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).parents[2]
