@@ -23,7 +23,7 @@ demo: $(STAMP)  ## the whole job on two simulated brains, in a few minutes
 	$(BIN)/python examples/demo.py
 
 compare: $(STAMP)  ## networks and simple rules on three simulated brains, label for label
-	$(BIN)/python -m benchmarks.comparison small --folder compare -- --resume
+	$(BIN)/python -m benchmarks.comparison small --folder compare --resume
 
 test: $(STAMP)  ## the quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2  # a thread a worker

@@ -1,9 +1,9 @@
 """Run the comparisons of docs/comparison.md: write their brains files, then `cubeclf-compare`.
 
 cfos and microglia need the real data, see CUBECLF_REAL_DATA; simulated and small make their brains.
-Plans are in benchmarks/comparisons. A run that was stopped goes on with --resume.
+Plans are in benchmarks/comparisons. Further flags, --resume and --contenders say, are passed on.
 
-    python -m benchmarks.comparison cfos --folder comparisons/cfos
+    python -m benchmarks.comparison cfos --folder comparisons/cfos --resume
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("name", choices=list(MAKE), help="which comparison")
     parser.add_argument("--folder", type=Path, required=True, help="for brains files and results")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help="after --: flags of cubeclf-compare")
+    # Whatever else is given are flags of `cubeclf-compare`.
     given, rest = parser.parse_known_args(argv)
-    rest = [*rest, *(word for word in given.rest if word != "--")]
     try:
         given.folder.mkdir(parents=True, exist_ok=True)
         MAKE[given.name](given.folder)
@@ -59,9 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cfos(folder: Path) -> None:
-    from benchmarks.learning.blocks import SEEN, data_folder, write_brains_file, write_labelled
+    from benchmarks.learning.blocks import (
+        SEEN,
+        count_opening,
+        data_folder,
+        write_brains_file,
+        write_labelled,
+    )
     from benchmarks.learning.config import LABELLED
 
+    count_opening(folder, LABELLED, ["comparison"])
     for seen in SEEN:
         write_brains_file(data_folder(), seen, folder)
     write_labelled(data_folder(), LABELLED, folder / "labelled.yaml")

@@ -78,7 +78,7 @@ def content_hash(location: str | Path) -> str:
         SHA-256 in hexadecimal, or the name.
     """
     path = Path(location)
-    if not path.exists():
+    if not str(location) or not path.exists():
         return str(location)
     weights = [path / "exported" / f"{kind}.safetensors" for kind in ("classifier", "backbone")]
     files = [file for file in weights if file.is_file()][:1] or sorted(path.rglob("*"))

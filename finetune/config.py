@@ -78,6 +78,8 @@ class FinetuneConfig:
     learning_rate
         Peak; by default 1e-3 for a head, 1e-4 for LoRA, 5e-5 for a pretrained network and 2e-4 for
         a random one; 1e-3 for a head that is not linear, whatever is trained beside it.
+    rate_factor
+        Of these learning rates, to try others than the usual ones.
     layer_decay
         Factor of the learning rate from a block to the one before it; by default 0.75, and 1 for
         random weights and LoRA.
@@ -115,6 +117,7 @@ class FinetuneConfig:
     unfreeze_epoch: Annotated[int, _HIDDEN] = 0
     batch_size: Annotated[int, _HIDDEN] = 32
     learning_rate: Annotated[float | None, _HIDDEN] = None
+    rate_factor: Annotated[float, _HIDDEN] = 1.0
     layer_decay: Annotated[float | None, _HIDDEN] = None
     weight_decay: Annotated[float, _HIDDEN] = 0.05
     patience: Annotated[int, _HIDDEN] = 8
@@ -137,6 +140,8 @@ class FinetuneConfig:
         rate = self.learning_rate
         positive = rate is None or (math.isfinite(rate) and rate > 0)
         require(positive, "--learning-rate", rate, "a number above 0")
+        fits = math.isfinite(self.rate_factor) and self.rate_factor > 0
+        require(fits, "--rate-factor", self.rate_factor, "a number above 0")
         falls = self.layer_decay is None or 0 < self.layer_decay <= 1
         require(falls, "--layer-decay", self.layer_decay, "above 0, at most 1")
         decays = math.isfinite(self.weight_decay) and self.weight_decay >= 0
@@ -184,6 +189,10 @@ class FinetuneConfig:
     @property
     def peak_rate(self) -> float:
         """Highest learning rate."""
+        return self.rate_factor * self._usual_rate
+
+    @property
+    def _usual_rate(self) -> float:
         if self.learning_rate is not None:
             return self.learning_rate
         if self.frozen:
@@ -195,7 +204,7 @@ class FinetuneConfig:
     def head_rate(self) -> float:
         """Highest learning rate of the head: of one that is not fitted first, a higher one."""
         fitted = self.head == "linear" or self.learning_rate is not None
-        return self.peak_rate if fitted else 1e-3
+        return self.peak_rate if fitted else self.rate_factor * 1e-3
 
     @property
     def _random(self) -> bool:

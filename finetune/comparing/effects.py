@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from cubeclf_core.bootstrap import interval, resampled_weights, spatial_blocks
 from finetune.comparing.grid import Row
+from finetune.comparing.plan import UNSEEDED, Plan
 from finetune.comparing.stock import Stock
 from finetune.comparing.tasks import Task
 from finetune.measures import TOO_FEW_BLOCKS, Metrics, measure_score
@@ -39,7 +40,7 @@ class Effect:
     measure
         One of `MEASURES`.
     difference
-        Mean over the seeds that both have; a contender without seeds counts for each.
+        Mean over the seeds that both have; a rule that learns nothing counts for each.
     low, high
         Ends of the 95 % interval; NaN where there are too few blocks for one.
     seeds
@@ -57,19 +58,21 @@ class Effect:
     seeds: int
 
 
-def effects(cells: Iterable[Cell], stock: Stock, reference: str) -> list[Effect]:
-    """Compare the reference with all others, label for label."""
+def effects(cells: Iterable[Cell], stock: Stock, plan: Plan) -> list[Effect]:
+    """Compare the reference with all others, label for label: of seeds, those that both have."""
+    reference = plan.reference
+    unseeded = {c.name for c in plan.contenders if c.rule in UNSEEDED}
     tests: dict[tuple[str, int, str], list[Cell]] = defaultdict(list)
     for cell in cells:
         tests[cell[0].protocol, cell[0].budget, cell[0].group].append(cell)
     found = []
     for own in tests.values():
         if any(row.contender == reference for row, _, _ in own):
-            found += _of_test(own, stock, reference)
+            found += _of_test(own, stock, reference, unseeded)
     return found
 
 
-def _of_test(cells: list[Cell], stock: Stock, reference: str) -> list[Effect]:
+def _of_test(cells: list[Cell], stock: Stock, reference: str, unseeded: set[str]) -> list[Effect]:
     """All differences in one test, whose candidates are the same for all."""
     first, task, _ = cells[0]
     positions = stock.labels.positions_um[task.test]
@@ -84,7 +87,9 @@ def _of_test(cells: list[Cell], stock: Stock, reference: str) -> list[Effect]:
         again[row.contender][row.seed] = measure_score(is_cell, scores, everything, weights)
     found = []
     for name in once:
-        pairs = _pairs(list(once[reference]), list(once[name]))
+        pairs = _pairs(
+            list(once[reference]), list(once[name]), reference in unseeded, name in unseeded
+        )
         if name == reference or not pairs:
             continue
         for measure in MEASURES:
@@ -110,8 +115,12 @@ def _of_test(cells: list[Cell], stock: Stock, reference: str) -> list[Effect]:
     return found
 
 
-def _pairs(ours: list[int], theirs: list[int]) -> list[tuple[int, int]]:
-    """Seeds that are compared: the same ones; each with the only one there is of a rule."""
-    if len(theirs) == 1:
-        return [(seed, theirs[0]) for seed in ours if len(ours) == 1 or theirs[0] == 0]
+def _pairs(
+    ours: list[int], theirs: list[int], unseeded: bool, other_unseeded: bool
+) -> list[tuple[int, int]]:
+    """Seeds that are compared: the same, whose labels are the same; with a rule, each with it."""
+    if other_unseeded:
+        return [(seed, theirs[0]) for seed in ours]
+    if unseeded:
+        return [(ours[0], seed) for seed in theirs]
     return [(seed, seed) for seed in ours if seed in theirs]

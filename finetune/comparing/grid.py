@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -15,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cubeclf_core.errors import InputError
+from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.files import content_hash, replacing
 from cubeclf_core.metrics import classification_metrics
-from finetune.comparing.networks import USUAL, Network, Rate
+from finetune.comparing.networks import USUAL, Network, Rate, device_kind
 from finetune.comparing.plan import Contender, Plan
 from finetune.comparing.pretraining import Pretrained, has_seen
 from finetune.comparing.rules import Rules
@@ -96,6 +97,8 @@ class Job:
         Finds backbones.
     stock, cells, features
         Folders of the labels, of what is done, and of what frozen backbones say.
+    device
+        Kind of the device that networks compute on.
     """
 
     contender: Contender
@@ -106,6 +109,7 @@ class Job:
     stock: Path
     cells: Path
     features: Path
+    device: str
 
     def backbone(self, seed: int) -> str:
         """Name or path of the backbone with a seed; empty for a rule."""
@@ -124,7 +128,10 @@ class Job:
         ]
         told += [task.protocol, task.budget, task.group, task.seed]
         told += [_digest(task.learn), _digest(task.test)]
-        told += [list(self.plan.rates) if self.contender.trains else []]
+        if self.contender.trains:  # at the rate that was chosen with the first seed
+            told += [list(self.plan.rates), content_hash(self.backbone(0))]
+        if name:
+            told += [self.device]
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
         return self.cells / f"{key}.npz"
 
@@ -159,6 +166,7 @@ def jobs_of(plan: Plan, groups: Sequence[str], **folders: Any) -> list[Job]:
 
 def run_job(job: Job) -> int:
     """Do the cells of a job that are not done yet; gives how many there were to do."""
+    _check_device(job)
     stock = look(job.stock)
     rules = Rules(stock)
     n = 0
@@ -177,8 +185,7 @@ def run_job(job: Job) -> int:
                 scores = rules.score(job.contender.rule, task)
                 values = _values(0, time.monotonic() - start, 0.0, Rate(USUAL, "none"))
             else:
-                name = job.backbone(task.seed)
-                network = Network(job.contender, name, task.seed, stock, job.features)
+                network = _network(job, task.seed, stock)
                 rate = rate or network.choose_rate(task, job.plan.rates)
                 answer = network.answer(task, rate)
                 scores = answer.scores
@@ -187,36 +194,67 @@ def run_job(job: Job) -> int:
     return n
 
 
-def compute_features(job: Job) -> int:
-    """Compute what a frozen backbone says of a job's group, with each seed; gives how many."""
-    stock = look(job.stock)
-    for network in _networks(job, stock):
-        network.keep_features(job.group)
-    return job.contender.seeds
+@dataclass(frozen=True)
+class Embedding:
+    """What a frozen backbone is to be asked about: the labels of a group."""
+
+    job: Job
+    seed: int
+    group: str
+
+    def network(self, stock: Stock) -> Network:
+        """The backbone, as a contender has it."""
+        return _network(self.job, self.seed, stock)
 
 
-def lacks_features(job: Job, stock: Stock) -> bool:
-    """Whether a frozen backbone has not been asked yet about a job's group."""
-    if job.contender.rule is not None or job.contender.trains:
-        return False
-    files = [network.features_file(job.group) for network in _networks(job, stock)]
-    return any(file is not None and not file.exists() for file in files)
+def embeddings(jobs: Sequence[Job], stock: Stock) -> list[Embedding]:
+    """List what frozen backbones have not been asked yet and cells need, each once."""
+    found: dict[Path, Embedding] = {}
+    for job in jobs:
+        if job.contender.rule is None:
+            transfers = any(protocol == "transfer" for protocol, _ in job.rows)
+            for seed in range(job.contender.seeds):
+                network = _network(job, seed, stock)
+                for group in stock.labels.names if transfers else [job.group]:
+                    file = network.features_file(group)
+                    if file is not None and not file.exists():
+                        found[file] = Embedding(job, seed, group)
+    return list(found.values())
 
 
-def _networks(job: Job, stock: Stock) -> Iterator[Network]:
-    for seed in range(job.contender.seeds):
-        yield Network(job.contender, job.backbone(seed), seed, stock, job.features)
+def embed(item: Embedding) -> int:
+    """Ask a frozen backbone and keep what it says."""
+    _check_device(item.job)
+    item.network(look(item.job.stock)).keep_features(item.group)
+    return 1
+
+
+def _network(job: Job, seed: int, stock: Stock) -> Network:
+    return Network(job.contender, job.backbone(seed), seed, stock, job.features)
+
+
+def _check_device(job: Job) -> None:
+    if job.contender.rule is None and device_kind() != job.device:
+        raise RunFailed(
+            f"a worker computes on {device_kind()}, the run on {job.device}: results would be "
+            "mixed; take machines of one kind"
+        )
 
 
 def read_cells(jobs: Sequence[Job], stock: Stock) -> Iterator[tuple[Row, Task, npt.NDArray[Any]]]:
-    """Read all cells that are done: the line, what was asked, and the scores."""
+    """Read all cells that are done: the line, what was asked, and the scores.
+
+    What a contender or a backbone is called now is told now: cells are kept by what they hold.
+    """
     for job in jobs:
         for row in job.rows:
             for task in job.tasks(stock, row):
                 if (file := job.file(task, stock)).exists():
                     told, scores = _read(file)
-                    told |= {"contender": job.contender.name}  # it may have been called otherwise
-                    yield Row(**told), task, scores
+                    name = job.backbone(task.seed)
+                    volumes = frozenset(stock.labels.volumes[i] for i in task.test)
+                    told |= {"contender": job.contender.name, "backbone": name}
+                    yield Row(**told, seen=has_seen(name, volumes)), task, scores
 
 
 def _values(epochs: int, train: float, test: float, rate: Rate) -> dict[str, Any]:
@@ -237,9 +275,7 @@ def _row(
     if not np.isfinite(scores).all():
         raise InputError(f"{job.contender.name} gives scores that are no numbers for {task.name}")
     found = classification_metrics(tested, scores)
-    name = job.backbone(task.seed)
-    row = Row(
-        contender=job.contender.name,
+    return dict(
         protocol=task.protocol,
         budget=task.budget,
         group=task.group,
@@ -251,12 +287,9 @@ def _row(
         auc=found["auc"],
         average_precision=found["average_precision"],
         average_precision_less_prevalence=found["average_precision_less_prevalence"],
-        backbone=name,
-        seen=has_seen(name, {stock.labels.volumes[i] for i in task.test}) if name else "no",
         memory_gb=_peak_gb(),
         **values,
     )
-    return asdict(row)
 
 
 def _write(file: Path, row: dict[str, Any], scores: npt.NDArray[Any]) -> None:
@@ -275,7 +308,7 @@ def _digest(index: npt.NDArray[np.int64]) -> str:
 
 def _forget_peak() -> None:
     """Have the kernel count the most memory of this process anew."""
-    if _PEAK.exists():
+    with contextlib.suppress(OSError):  # not every system knows it, or allows it
         _PEAK.with_name("clear_refs").write_text("5")
 
 

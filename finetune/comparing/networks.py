@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +20,7 @@ from sklearn.metrics import average_precision_score
 
 from cubeclf_core.console import say
 from cubeclf_core.engine import make_fabric
-from cubeclf_core.errors import InputError
+from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.files import content_hash, replacing
 from cubeclf_core.heads import CELL_CLASS
 from finetune.comparing.plan import Contender
@@ -96,11 +99,8 @@ class Network:
 
     def config(self, rate: Rate | None = None) -> FinetuneConfig:
         """Settings of a training."""
-        config = self.contender.settings(self.backbone, self.seed)
-        if rate is None or rate.factor == USUAL:
-            return config
-        faster = rate.factor * config.peak_rate
-        return self.contender.settings(self.backbone, self.seed, learning_rate=faster)
+        factor = USUAL if rate is None else rate.factor
+        return self.contender.settings(self.backbone, self.seed, rate_factor=factor)
 
     def choose_rate(self, task: Task, factors: Sequence[float]) -> Rate:
         """Try learning rates on a part of the labels that a task learns from.
@@ -123,13 +123,25 @@ class Network:
         except InputError:
             return Rate(USUAL, "the usual one: too few labels to hold any out")
         kinds = labels.labels[part.held_out] == CELL_CLASS
-        found = {}
+        found: dict[float, float] = {}
         for factor in factors:
-            said = self._trials(task, Rate(factor, ""), [part]).hold_out()
+            try:
+                said = self._trials(task, Rate(factor, ""), [part]).hold_out()
+            except RunFailed:  # it diverges
+                continue
             probability = said.double().softmax(1)[:, CELL_CLASS].numpy()
             found[factor] = float(average_precision_score(kinds, probability))
-        best = max(found, key=lambda factor: found[factor])
-        tried = ", ".join(f"{factor:g}: {value:.3f}" for factor, value in found.items())
+        if not found:
+            raise RunFailed(
+                f"{self.contender.name} diverges at each of the rates {_list(factors)}; give the "
+                "plan lower ones"
+            )
+        # Of equals, which few held-out labels often make, the one nearest to the usual.
+        best = max(found, key=lambda factor: (found[factor], -abs(math.log(factor))))
+        tried = ", ".join(
+            f"{factor:g}: {found[factor]:.3f}" if factor in found else f"{factor:g}: diverged"
+            for factor in factors
+        )
         return Rate(best, f"average precision {tried}; {part.how}")
 
     def answer(self, task: Task, rate: Rate) -> Answer:
@@ -187,7 +199,8 @@ class Network:
         if not config.frozen or config.head == "attention":
             return None
         weights = content_hash(self.backbone)
-        told = [weights, self.stock.digest, group, config.copies, self.seed]
+        told: list[Any] = [weights, version("cubeclf"), device_kind(), self.stock.digest]
+        told += [group, config.copies, self.seed]
         return self.folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]}.npy"
 
     def keep_features(self, group: str) -> Path | None:
@@ -222,3 +235,12 @@ class Network:
 
     def _of(self, group: str) -> Index:
         return np.flatnonzero([brain == group for brain in self.stock.labels.brains])
+
+
+def device_kind() -> str:
+    """What networks compute on here: precision differs, so that results are not to be mixed."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _list(factors: Sequence[float]) -> str:
+    return ", ".join(f"{factor:g}" for factor in factors)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from cubeclf_core.drawing import plain_text
 from finetune.comparing.cost import Cost
 from finetune.comparing.grid import Row
-from finetune.comparing.plan import ALL, Plan, budget_name
+from finetune.comparing.plan import ALL, Plan, budget_name, common_row
 from finetune.comparing.table import TITLES, by_group, over_seeds
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "0.45")
@@ -93,14 +93,11 @@ def group_bars(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figure:
 
 
 def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> Figure:
-    """Plot quality in the last row that all take part in over what the networks cost."""
+    """Plot quality over what networks cost, in the row that all are compared in."""
     figure = Figure((12, 4), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     values = over_seeds(rows, "auc")
-    common = [
-        row for row in plan.rows if all((name, *row) in values for name in costs) and row[1] != ALL
-    ]
-    row = common[-1] if common else plan.rows[0]
+    row = common_row(plan)
     seconds: dict[str, list[float]] = {name: [] for name in costs}
     for found in rows:
         if found.contender in costs and (found.protocol, found.budget) == row:

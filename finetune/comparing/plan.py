@@ -43,6 +43,7 @@ from typing import Any, Literal
 import yaml
 
 from cubeclf_core.errors import InputError
+from cubeclf_core.locations import locate, same_name
 from finetune.config import FinetuneConfig
 
 ALL = 0
@@ -50,9 +51,10 @@ ALL = 0
 
 Rule = Literal["contrast", "density", "forest"]
 _RULES = ("contrast", "density", "forest")
-_UNSEEDED = ("contrast", "density")
+UNSEEDED = ("contrast", "density")
 _NOT_TRAINING = {"backbone", "out", "brains", "cubes", "test", "labels", "channels", "seed"}
 _NOT_TRAINING |= {"voxel_size_um", "resume", "overwrite", "threshold", "classes", "folds"}
+_NOT_TRAINING |= {"rate_factor"}
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,14 @@ class Plan:
         return dataclasses.replace(self, contenders=kept, reference=reference)
 
 
+def common_row(plan: Plan) -> tuple[str, int]:
+    """Choose what all contenders are compared in: of the rows of all, the last with a number."""
+    rows = [set(plan.rows_of(contender)) for contender in plan.contenders]
+    common = [row for row in plan.rows if all(row in own for own in rows)]
+    numbers = [row for row in common if row[1] != ALL]
+    return (numbers or common or plan.rows)[-1]
+
+
 def budget_name(n: int) -> str:
     """Write a budget."""
     return "all" if n == ALL else str(n)
@@ -246,6 +256,13 @@ def read_plan(file: Path) -> Plan:
         top.get("reference", next((c.name for c in contenders if not c.rule), names[0]))
     )
     reader.must(reference in names, "reference", reference, f"one of {_list(names)}")
+    asked = {"own": own.labels if own else (), "transfer": transfer}
+    for contender in contenders:
+        for protocol, budgets in contender.budgets.items():
+            where, wanted = f"contenders.{contender.name}.{protocol}", asked[protocol]
+            found = ", ".join(map(budget_name, budgets))
+            some = f"some of {', '.join(map(budget_name, wanted)) or 'none'}, as the plan has them"
+            reader.must(set(budgets) <= set(wanted), where, found, some)
     rates = top.get("rates", [1])
     fits = isinstance(rates, list) and rates and all(_positive(rate) for rate in rates)
     reader.must(bool(fits), "rates", rates, "a list of numbers above 0")
@@ -332,8 +349,11 @@ class _Reader:
         settings = dict(self.mapping(f"pretraining.{name}", given))
         for key in ("seed", "out", "resume", "overwrite"):
             self.must(key not in settings, f"pretraining.{name}.{key}", "given", "nothing")
-        brains = self.paths(f"pretraining.{name}.brains", settings.get("brains"))
-        settings["brains"] = [str(path.resolve()) for path in brains]
+        brains = settings.get("brains")
+        fits = isinstance(brains, list) and all(isinstance(brain, str) for brain in brains)
+        self.must(fits, f"pretraining.{name}.brains", brains, "a list of brains")
+        assert isinstance(brains, list)
+        settings["brains"] = [same_name(locate(brain, self.file.parent)) for brain in brains]
         return settings
 
     def contender(
@@ -365,7 +385,7 @@ class _Reader:
             rule=rule,
             backbone={key: self._located(value, pretraining) for key, value in named.items()},
             train=train,
-            seeds=1 if rule in _UNSEEDED else min(most, seeds),
+            seeds=1 if rule in UNSEEDED else min(most, seeds),
             budgets={
                 protocol: self.budgets(f"{where}.{protocol}", part[protocol])
                 for protocol in ("own", "transfer")
@@ -380,11 +400,11 @@ class _Reader:
         return found
 
     def _located(self, name: str, pretraining: Mapping[str, Any]) -> str:
-        """Find what is a path beside the plan, and leave other names as they are."""
-        beside = self.file.parent / name.replace("{seed}", "0")
-        if name in pretraining or not beside.exists():
-            return name
-        return str(self.file.parent.resolve() / name)
+        """Find what is a path beside the plan or from here, and leave other names as they are."""
+        for folder in (self.file.parent, Path()):
+            if name not in pretraining and (folder / name.replace("{seed}", "0")).exists():
+                return str((folder / name).absolute())
+        return name
 
 
 def _positive(value: object) -> bool:

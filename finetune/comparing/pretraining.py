@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import signal
+import re
 import subprocess
 import sys
-import threading
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -20,7 +21,17 @@ from cubeclf_core.brains import load_brains
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.files import replacing
 
-_COMMAND = "from pretrain.commands import pretrain; pretrain()"  # as cubeclf-pretrain does
+# As cubeclf-pretrain does; it stops, ready to go on, when what started it is gone.
+_COMMAND = """
+import os, signal, threading
+def follow():
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=follow, daemon=True).start()
+from pretrain.commands import pretrain
+pretrain()
+"""
+_RANDOM = re.compile(r"scratch:.*|resnet\d+")
 
 
 @dataclass(frozen=True)
@@ -33,10 +44,30 @@ class Pretrained:
         Where runs are.
     settings
         Of `cubeclf-pretrain`, by the name of a pretraining.
+    digests
+        Of the brains of each: of where they are and of their cells' places.
     """
 
     folder: Path
     settings: Mapping[str, Mapping[str, Any]]
+    digests: Mapping[str, str]
+
+    @classmethod
+    def plan(cls, folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> Pretrained:
+        """Check settings and brains, before anything is trained.
+
+        Raises
+        ------
+        InputError
+            If `cubeclf-pretrain` would refuse them.
+        """
+        for name, own in settings.items():
+            _check(name, own)
+        digests = {
+            name: _digest_of(own["brains"], own.get("voxel_size_um"))
+            for name, own in settings.items()
+        }
+        return cls(folder, settings, digests)
 
     def find(self, name: str, seed: int) -> str:
         """Give what `cubeclf-finetune --backbone` takes, for a name in a plan."""
@@ -45,21 +76,43 @@ class Pretrained:
         return name.replace("{seed}", str(seed))
 
     def run(self, name: str, seed: int) -> Path:
-        """Folder of a pretraining's run; another for other settings or other brains files."""
-        settings = self.settings[name]
-        files = [Path(path) for path in settings["brains"]]
-        told = [dict(settings), seed, [f.read_text("utf-8") if f.is_file() else "" for f in files]]
+        """Folder of a pretraining's run; another for other settings or other brains."""
+        told = [dict(self.settings[name]), seed, self.digests[name], version("cubeclf")]
         key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:8]
-        return self.folder / f"{name}-{seed}-{key}".replace(" ", "_").replace("/", "_")
+        return self.folder / f"{re.sub(r'[^A-Za-z0-9-]+', '_', name)}-{seed}-{key}"
 
 
-def has_seen(backbone: str, volumes: Collection[str]) -> str:
+def _check(name: str, settings: Mapping[str, Any]) -> None:
+    """Ask the command itself whether it takes some settings."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.yaml"
+        config.write_text(yaml.safe_dump({**settings, "out": "any"}), encoding="utf-8")
+        command = "from pretrain.commands import pretrain; pretrain()"
+        words = [sys.executable, "-c", command, "--config", str(config), "--print-config"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["nothing"]
+        told = said[-1].removeprefix("error: ").replace(f"--config {config} has", "found")
+        raise InputError(f"pretraining.{name}: {told}")
+
+
+def _digest_of(brains: Sequence[str], voxel_size_um: Sequence[float] | None) -> str:
+    told = hashlib.sha256()
+    for brain in load_brains(brains, voxel_size_um=voxel_size_um):
+        assert brain.at is not None
+        told.update(repr((brain.at.from_anywhere(), brain.weight)).encode())
+        told.update(b"" if brain.cells is None else brain.cells.positions.tobytes())
+    return told.hexdigest()
+
+
+@functools.cache
+def has_seen(backbone: str, volumes: frozenset[str]) -> str:
     """Tell whether a backbone was pretrained on some volumes, without their labels.
 
     Parameters
     ----------
     backbone
-        Path of a run; of anything else it is not known.
+        Name, or path of a run; of other files it is not known.
     volumes
         As `Brain.signal` has them.
 
@@ -68,12 +121,17 @@ def has_seen(backbone: str, volumes: Collection[str]) -> str:
     str
         "yes" if on any of them, "no", or "unknown".
     """
+    if not backbone or _RANDOM.fullmatch(backbone):
+        return "no"
     try:
         told = yaml.safe_load((Path(backbone) / "config.yaml").read_text(encoding="utf-8"))
         brains = load_brains(told["brains"], voxel_size_um=told.get("voxel_size_um"))
+        began = told.get("init")
     except (OSError, InputError, KeyError, TypeError, yaml.YAMLError):
         return "unknown"
-    return "yes" if {brain.signal for brain in brains} & set(volumes) else "no"
+    if {brain.signal for brain in brains} & volumes:
+        return "yes"
+    return "unknown" if began else "no"
 
 
 @dataclass(frozen=True)
@@ -102,28 +160,23 @@ class Pretraining:
         return (self.out / "exported" / "backbone.safetensors").exists()
 
 
-def run_pretraining(job: Pretraining) -> str:
-    """Run it to its end, or go on with it; gives its name.
+def run_pretraining(job: Pretraining) -> int:
+    """Run it to its end, or go on with it.
 
     Raises
     ------
     RunFailed
         If it fails; the message ends with what it said last.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _leave)  # so that the command ends with this process
-    config, log = job.out.with_suffix(".yaml"), job.out.with_suffix(".log")
+    config, log = (job.out.with_name(job.out.name + end) for end in (".yaml", ".log"))
     with replacing(config) as made:
         settings = {**job.settings, "seed": job.seed, "out": str(job.out), "resume": True}
         made.write_text(yaml.safe_dump(settings), encoding="utf-8")
     words = [sys.executable, "-c", _COMMAND, "--config", str(config)]
     with log.open("wb") as told:
-        code = subprocess.run(words, stdout=told, stderr=told, check=False).returncode
-    if code:
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=told, stderr=told)
+        code = process.wait()  # its input stays open as long as this process lives
+    if code or not job.done():
         said = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["nothing"]
         raise RunFailed(f"pretraining {job.name}, seed {job.seed}: {said[-1]} (all of it: {log})")
-    return job.name
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(number)
+    return 1

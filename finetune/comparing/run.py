@@ -7,13 +7,11 @@ run that was killed goes on, and a plan with another contender or budget takes u
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
-
-import torch
 
 from cubeclf_core.console import progress, say
 from cubeclf_core.errors import InputError, RunFailed, Stopped
@@ -25,28 +23,22 @@ from cubeclf_core.vit_config import Vit3dConfig
 from finetune.cluster import open_cluster
 from finetune.comparing.cost import Cost, measure_cost
 from finetune.comparing.effects import effects
-from finetune.comparing.grid import (
-    Job,
-    Row,
-    compute_features,
-    jobs_of,
-    lacks_features,
-    read_cells,
-    run_job,
-)
+from finetune.comparing.grid import Job, Row, embed, embeddings, jobs_of, read_cells, run_job
+from finetune.comparing.networks import device_kind
 from finetune.comparing.page import render
 from finetune.comparing.pictures import cost_against_quality, group_bars, learning_curves
 from finetune.comparing.plan import Plan, read_plan
 from finetune.comparing.pretraining import Pretrained, Pretraining, run_pretraining
-from finetune.comparing.processes import Processes
-from finetune.comparing.stock import Stock, fill, look
+from finetune.comparing.processes import Processes, alone, usable_cores
+from finetune.comparing.stock import Stock, fill, look, places
 from finetune.comparing.table import to_csv, to_markdown
 from finetune.comparing.tasks import check_tasks
 from finetune.config import CompareConfig
-from finetune.starting import load_start
+from finetune.sources import find_labels, reach_um
+from finetune.starting import load_start, untrained_classifier
 
 Item = TypeVar("Item")
-Work = Callable[[Callable[[Item], Any], Sequence[Item], Callable[[Any], None]], None]
+Work = Callable[[Callable[[Item], int], Sequence[Item], Callable[[int | None], None]], None]
 
 
 def compare(config: CompareConfig) -> None:
@@ -62,45 +54,74 @@ def compare(config: CompareConfig) -> None:
         If a training or a process fails, or the disk is full.
     """
     plan = read_plan(config.plan).only(config.contenders)
-    resumed = config.resume and (config.out / "config.yaml").exists()
-    inputs = [plan.file, *plan.brains, *plan.cubes]
-    check_output(config.out, overwrite=config.overwrite or resumed, inputs=inputs)
-    pretrained = Pretrained((config.out / "pretraining").absolute(), plan.pretraining)
+    sources = find_labels(plan.brains, plan.cubes, voxel_size_um=plan.voxel_size_um)
+    pretrained = Pretrained.plan((config.out / "pretraining").absolute(), plan.pretraining)
     network = _network(plan, pretrained)
-    run = RunFolder(config.out, config, resume=resumed)
-    try:
-        with (
-            open_cluster(config.cluster) as cluster,
-            Processes(_processes(config)) as here,
-            stop_on_signals() as stop,
-        ):
+    reach = reach_um(sources, network)
+    remarks = check_tasks(plan, places(sources), reach)
+    resumed = config.resume and (config.out / "config.yaml").exists()
+    inputs = [plan.file, *sources.paths, *_backbones(plan, pretrained)]
+    if not resumed:
+        check_output(config.out, overwrite=config.overwrite, inputs=inputs)
+    with (
+        open_cluster(config.cluster) as cluster,
+        Processes(config.workers or (1 if device_kind() == "cuda" else usable_cores())) as here,
+        stop_on_signals() as stop,
+    ):
+        run = RunFolder(config.out, config, resume=resumed)
+        try:
             cache = config.out.absolute() / "cache"
-            stocked = fill(cache / "labels", plan, network)
+            stocked = fill(cache / "labels", sources, plan.channels, network)
             stock = look(stocked)
-            check_tasks(plan, stock.labels, stock.reach)
-            _introduce(run, plan, stock)
-            folders = {
-                "pretrained": pretrained,
-                "stock": stocked,
-                "cells": config.out.absolute() / "cells",
-                "features": cache / "features",
-            }
-            jobs = jobs_of(plan, stock.labels.names, **folders)
-            work = (cluster or here).run
-            _work_through(plan, jobs, pretrained, stock, work, stop)
-        _conclude(run, plan, jobs, stock, pretrained)
-    except OSError as error:
-        raise RunFailed(f"stopped: {error}; make room and go on with --resume") from error
+            remarks += stock.remarks
+            check_tasks(plan, stock.labels, stock.reach)  # what was given twice is gone
+            _introduce(run, plan, stock, remarks)
+            jobs = jobs_of(
+                plan,
+                stock.labels.names,
+                pretrained=pretrained,
+                stock=stocked,
+                cells=config.out.absolute() / "cells",
+                features=cache / "features",
+                device=device_kind(),
+            )
+            _work_through(plan, jobs, pretrained, stock, (cluster or here).run, stop)
+            _conclude(run, plan, jobs, stock, pretrained, remarks)
+        except OSError as error:
+            raise RunFailed(f"stopped: {error}; make room and go on with --resume") from error
+
+
+def _backbones(plan: Plan, pretrained: Pretrained) -> list[Path]:
+    """Files and folders of backbones that are there already."""
+    uses = {
+        (name, seed)
+        for contender in plan.contenders
+        for name in contender.backbone.values()
+        for seed in range(contender.seeds)
+        if name not in plan.pretraining
+    }
+    return [path for use in sorted(uses) if (path := Path(pretrained.find(*use))).exists()]
 
 
 def _network(plan: Plan, pretrained: Pretrained) -> BackboneConfig:
-    """Give what cuboids are read for; all contenders take the same."""
+    """Give what cuboids are read for, the same for all; try out that each can be trained.
+
+    Raises
+    ------
+    InputError
+        If a backbone is not there, cannot be trained as asked, or takes other cuboids than others.
+    """
     found: dict[str, BackboneConfig] = {}
     for contender in plan.contenders:
         for name in dict.fromkeys(contender.backbone.values()):
-            if name not in plan.pretraining:
-                start = load_start(pretrained.find(name, 0), channels=plan.channels, seed=0)
-                found[contender.name] = start.backbone.config
+            told = f"{contender.name} ({name})"
+            if name in plan.pretraining:
+                found[told] = _to_be_pretrained(plan, name)
+                continue
+            for weights in dict.fromkeys(pretrained.find(name, s) for s in range(contender.seeds)):
+                start = load_start(weights, channels=plan.channels, seed=0)
+                untrained_classifier(start, contender.settings(weights, 0))
+                found[told] = start.backbone.config
     shapes = {name: (c.cuboid_shape, c.voxel_size_um) for name, c in found.items()}
     first = next(iter(shapes), "")
     for name, shape in shapes.items():
@@ -109,24 +130,24 @@ def _network(plan: Plan, pretrained: Pretrained) -> BackboneConfig:
                 f"contenders {first} and {name} take other cuboids: {shapes[first]} and {shape} "
                 "(voxels, µm); compare networks that take the same"
             )
-    if not found:
-        return Vit3dConfig(channels=plan.channels)
-    return dataclasses.replace(found[first], channels=plan.channels)
+    return found.get(first, Vit3dConfig(channels=plan.channels))
 
 
-def _introduce(run: RunFolder, plan: Plan, stock: Stock) -> None:
+def _to_be_pretrained(plan: Plan, name: str) -> Vit3dConfig:
+    """What a pretraining's network takes, as its settings say."""
+    network = plan.pretraining[name].get("network", {})
+    given = {key: tuple(network[key]) for key in ("voxel_size_um", "patch_um") if key in network}
+    return Vit3dConfig(channels=plan.channels, **given)
+
+
+def _introduce(run: RunFolder, plan: Plan, stock: Stock, remarks: Sequence[str]) -> None:
     labels = stock.labels
     groups = {name: labels.brains.count(name) for name in labels.names}
     told = ", ".join(f"{name} ({n})" for name, n in groups.items())
     run.tell(f"{len(labels)} labels of {told}")
-    for remark in stock.remarks:
+    for remark in remarks:
         run.tell(f"note        {remark}")
     run.tell(f"contenders  {', '.join(contender.name for contender in plan.contenders)}")
-
-
-def _processes(config: CompareConfig) -> int:
-    """How many at a time, if nobody says: one to a core, one alone on a GPU."""
-    return config.workers or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
 
 
 def _work_through(
@@ -139,14 +160,13 @@ def _work_through(
 ) -> None:
     """Do all that is missing, a phase after the other."""
     trainings = [t for t in _trainings(plan, jobs, pretrained) if not t.done()]
-    _phase("pretraining", work, run_pretraining, trainings, [1] * len(trainings), "runs", stop)
+    _phase("pretraining", work, run_pretraining, trainings, len(trainings), "runs", stop)
     left = [job.left(stock) for job in jobs]
-    asked = [j for j, n in zip(jobs, left, strict=True) if n and lacks_features(j, stock)]
-    _phase("embedding", work, compute_features, asked, [1] * len(asked), "groups", stop)
     undone = [job for job, n in zip(jobs, left, strict=True) if n]
-    done = sum(len(job.rows) * job.contender.seeds for job in jobs) - sum(left)
-    weights = [n for n in left if n]
-    _phase("comparing", work, run_job, undone, weights, "cells", stop, done=done)
+    asked = embeddings(undone, stock)
+    _phase("embedding", work, embed, asked, len(asked), "groups", stop)
+    total = sum(len(job.rows) * job.contender.seeds for job in jobs)
+    _phase("comparing", work, run_job, undone, total, "cells", stop, done=total - sum(left))
 
 
 def _trainings(plan: Plan, jobs: Sequence[Job], pretrained: Pretrained) -> list[Pretraining]:
@@ -166,9 +186,9 @@ def _trainings(plan: Plan, jobs: Sequence[Job], pretrained: Pretrained) -> list[
 def _phase(
     title: str,
     work: Work[Item],
-    function: Callable[[Item], Any],
+    function: Callable[[Item], int],
     items: Sequence[Item],
-    weights: Sequence[int],
+    total: int,
     unit: str,
     stop: StopRequest,
     *,
@@ -177,15 +197,15 @@ def _phase(
     """Have a function do all items, and show how far it is; leave where a signal asks for it."""
     if not items:
         return
-    with progress(title, done + sum(weights), unit=unit, done=done) as show:
+    with progress(title, total, unit=unit, done=done) as show:
 
-        def advance(result: Any) -> None:
-            if result is not None:
-                show(result if isinstance(result, int) and title == "comparing" else 1)
+        def advance(n: int | None) -> None:
+            if n is not None:
+                show(n)
             if stop:
                 _leave(stop)
 
-        work(function, items, advance)
+        work(partial(alone, function), items, advance)
 
 
 def _leave(stop: StopRequest) -> None:
@@ -197,12 +217,17 @@ def _leave(stop: StopRequest) -> None:
 
 
 def _conclude(
-    run: RunFolder, plan: Plan, jobs: Sequence[Job], stock: Stock, pretrained: Pretrained
+    run: RunFolder,
+    plan: Plan,
+    jobs: Sequence[Job],
+    stock: Stock,
+    pretrained: Pretrained,
+    remarks: Sequence[str],
 ) -> None:
     """Write everything that is made of the cells."""
     cells = list(read_cells(jobs, stock))
     rows: list[Row] = [row for row, _, _ in cells]
-    found = effects(cells, stock, plan.reference)
+    found = effects(cells, stock, plan)
     costs = _costs(plan, stock, pretrained)
     run.write_text("results.csv", to_csv(rows))
     run.write_text("differences.csv", to_csv(found))
@@ -213,7 +238,7 @@ def _conclude(
     run.save_figure("figures/groups.png", group_bars(plan, rows))
     if costs:
         run.save_figure("figures/cost.png", cost_against_quality(plan, rows, costs))
-    run.write_text("comparison.html", render(plan, rows, found, costs, stock.remarks))
+    run.write_text("comparison.html", render(plan, rows, found, costs, remarks))
     print(text, end="", flush=True)
     run.tell(f"page        {run.path / 'comparison.html'}")
     run.tell(f"all cells   {run.path / 'results.csv'}")

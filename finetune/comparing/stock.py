@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,10 @@ import torch
 
 from cubeclf_core.axes import Size3
 from cubeclf_core.files import mark, replacing
+from cubeclf_core.locations import on_disk
 from cubeclf_core.network_configs import BackboneConfig
-from finetune.comparing.plan import Plan
-from finetune.labels import Labelled, classes_of
-from finetune.sources import find_labels, reach_um, read_sources
+from finetune.labels import Labelled, classes_of, group_of
+from finetune.sources import Sources, reach_um, read_sources
 
 _CUBOIDS, _PLACES, _WORDS = "cuboids.npy", "places.npz", "words.json"
 
@@ -45,15 +47,45 @@ class Stock:
     remarks: list[str]
 
 
-def fill(folder: Path, plan: Plan, network: BackboneConfig) -> Path:
+def places(sources: Sources) -> Labelled:
+    """Labels as they are found, without reading a voxel: their cuboids are empty."""
+    names, volumes, labels, positions, voxels = [], [], [], [], []
+    for brain in sources.brains:
+        assert brain.cells is not None
+        n = len(brain.cells)
+        names += [group_of(brain)] * n
+        volumes += [brain.signal] * n
+        labels += classes_of(brain.cells.types, {}).tolist()
+        positions += brain.cells.positions.tolist()
+        voxels += [list(brain.volume.voxel_size_um)] * n
+    for cube in sources.cubes:
+        names.append(cube.group)
+        volumes.append(cube.group)
+        labels.append(cube.label)
+        positions.append(list(cube.position or (np.nan,) * 3))
+        voxels.append(list(cube.voxel_size_um))
+    return Labelled(
+        torch.zeros(len(labels), 0, 0, 0, 0),
+        np.array(labels, np.int64),
+        names,
+        volumes,
+        np.array(positions, np.float64).reshape(-1, 3),
+        np.array(voxels, np.float64).reshape(-1, 3),
+        names,
+    )
+
+
+def fill(folder: Path, sources: Sources, channels: int, network: BackboneConfig) -> Path:
     """Read all labels, unless they have been read before, and give the folder of their files.
 
     Parameters
     ----------
     folder
         To keep them in, with those of other plans.
-    plan
-        Names the labels.
+    sources
+        The labels.
+    channels
+        Of their cuboids.
     network
         What the cuboids are for.
 
@@ -62,13 +94,13 @@ def fill(folder: Path, plan: Plan, network: BackboneConfig) -> Path:
     InputError
         If labels cannot be used.
     """
-    sources = find_labels(plan.brains, plan.cubes, voxel_size_um=plan.voxel_size_um)
-    told = hashlib.sha256(repr((network.cuboid_shape, network.voxel_size_um)).encode())
-    told.update(str(plan.channels).encode())
+    taken = (network.cuboid_shape, network.voxel_size_um, channels, version("cubeclf"))
+    told = hashlib.sha256(repr(taken).encode())
     for brain in sources.brains:
         assert brain.cells is not None
         assert brain.at is not None
-        changed = [path.stat().st_mtime_ns for path in brain.paths]
+        files = on_disk(brain.at.signal, brain.at.background)
+        changed = [file.stat().st_mtime_ns for file in files]
         told.update(repr((brain.group, brain.at.from_anywhere(), changed)).encode())
         told.update(brain.cells.positions.tobytes() + classes_of(brain.cells.types, {}).tobytes())
     for cube in sources.cubes:
@@ -76,7 +108,7 @@ def fill(folder: Path, plan: Plan, network: BackboneConfig) -> Path:
     kept = folder / told.hexdigest()[:16]
     if kept.exists():
         return kept
-    data, remarks = read_sources(sources, network)
+    data, remarks = read_sources(sources, dataclasses.replace(network, channels=channels))
     with replacing(kept) as made:
         made.mkdir()
         mark(made)

@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune.comparing.cost import Cost
 from finetune.comparing.grid import Row
-from finetune.comparing.plan import Plan, budget_name
+from finetune.comparing.plan import Plan, budget_name, common_row
 
 Value = tuple[float, float, float]
 """Mean over groups and seeds, and the lowest and highest seed, each a mean over groups."""
@@ -95,19 +95,27 @@ def to_markdown(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> s
 
 
 def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
-    head = ["cost", "parameters", "GFLOP a cuboid", "ms a cuboid", "s to train", "GB"]
+    protocol, budget = row = common_row(plan)
+    trained = f"s to train, {protocol} {budget_name(budget)}"
+    head = ["cost", "parameters", "GFLOP a cuboid", "ms a cuboid", trained, "GB"]
     body = []
     for contender in plan.contenders:
-        own = [row for row in rows if row.contender == contender.name]
-        if not own:
-            continue
+        own = [
+            found
+            for found in rows
+            if (found.contender, found.protocol, found.budget) == (contender.name, *row)
+        ]
         cost = costs.get(contender.name)
         of_network = ["", "", ""]
         if cost:
             of_network = [f"{cost.parameters:,}", f"{cost.gflop:.2f}", f"{cost.ms:.2f}"]
-        seconds = statistics.median(row.train_seconds for row in own)
-        memory = max(row.memory_gb for row in own)
-        body.append([contender.name, *of_network, f"{seconds:.1f}", f"{memory:.1f}"])
+        took = ["", ""]
+        if own:
+            took = [
+                f"{statistics.median(found.train_seconds for found in own):.1f}",
+                f"{max(found.memory_gb for found in own):.1f}",
+            ]
+        body.append([contender.name, *of_network, *took])
     return _lay_out(head, body)
 
 

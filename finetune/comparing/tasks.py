@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,25 +98,40 @@ def make_task(
     return Task(protocol, budget, group, seed, np.sort(drawn), test)
 
 
-def tasks_of(
-    plan: Plan, data: Labelled, reach: Size3, row: tuple[str, int], group: str, seeds: int
-) -> Iterator[Task]:
-    """The tasks of a row for each seed; of all labels there is one draw, which all seeds get."""
-    for seed in range(seeds):
-        yield make_task(plan, data, reach, row, group, seed)
+def check_tasks(plan: Plan, data: Labelled, reach: Size3) -> list[str]:
+    """Make all tasks once, to see whether they can be made.
 
+    Returns
+    -------
+    list of str
+        What a report should say: where there are fewer labels than a budget asks for.
 
-def check_tasks(plan: Plan, data: Labelled, reach: Size3) -> None:
-    """Raise an `InputError` if any task cannot be made."""
+    Raises
+    ------
+    InputError
+        If one cannot.
+    """
     if plan.transfer and len(data.names) < 2:
         raise InputError(
             f"transfer needs labels of two groups at least, found {data.names[0]} alone; name "
             "another brain, or ask for own only"
         )
+    for contender in plan.contenders:
+        if unknown := [name for name in contender.backbone if name and name not in data.names]:
+            raise InputError(
+                f"contender {contender.name} has a backbone for the group {unknown[0]}; found "
+                f"labels of {', '.join(data.names)}"
+            )
+        if contender.rule is None:
+            for group in data.names:
+                contender.backbone_for(group)
+    remarks = []
     for row in plan.rows:
         for group in data.names:
-            for _ in tasks_of(plan, data, reach, row, group, plan.seeds):
-                pass
+            tasks = [make_task(plan, data, reach, row, group, s) for s in range(plan.seeds)]
+            if (n := len(tasks[0].learn)) < row[1]:
+                remarks.append(f"{group}, {row[0]}: {n} labels where {row[1]} are asked for")
+    return remarks
 
 
 def _parts(

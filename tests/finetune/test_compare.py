@@ -18,12 +18,15 @@ from cubeclf_core.cells import Cells, read_cells, write_cells
 from cubeclf_core.errors import InputError
 from cubeclf_core.rules import density
 from cubeclf_core.vit import Vit3dConfig
+from finetune.comparing.effects import effects
+from finetune.comparing.grid import Row
 from finetune.comparing.networks import Network, Rate
 from finetune.comparing.plan import ALL, Contender, Own, read_plan
 from finetune.comparing.rules import crowding
 from finetune.comparing.stock import fill, look
 from finetune.comparing.tasks import make_task
 from finetune.labels import Labelled
+from finetune.sources import find_labels
 
 SMALL: dict[str, Any] = {
     "data": {"brains": ["brains.yaml"]},
@@ -75,6 +78,10 @@ WRONG = {
     "both": ({"contenders": {"x": {"rule": "forest", "backbone": "a"}}}, "either a rule or"),
     "train": ({"contenders": {"x": {"backbone": "a", "train": {"speed": 1}}}}, "with speed"),
     "value": ({"contenders": {"x": {"backbone": "a", "train": {"epochs": 0}}}}, "at least 1"),
+    "budget": (
+        {"contenders": {"x": {"rule": "forest", "transfer": [30]}}},
+        "contenders.x.transfer is 30, expected some of 20",
+    ),
     "seed": ({"pretraining": {"p": {"seed": 1, "brains": ["b"]}}}, "pretraining.p.seed"),
 }
 
@@ -162,8 +169,9 @@ def test_crowding_counts_within_a_volume() -> None:
         np.testing.assert_array_equal(found[own], density(data.positions_um[own], (1, 1, 1)))
 
 
-def test_a_comparison_and_what_it_takes_up_again(two: Path, command) -> None:
+def test_a_comparison_and_what_it_takes_up_again(two: Path, command, monkeypatch) -> None:
     """Scores are what they should be; a second contender leaves the first one's cells alone."""
+    monkeypatch.chdir(two)  # where what is written changes what is there
     out = two / "out"
     outcome = command("cubeclf-compare", write_plan(two), "--out", out, "--workers", 2)
     assert outcome.code == 0, outcome.err
@@ -202,7 +210,7 @@ def test_a_comparison_and_what_it_takes_up_again(two: Path, command) -> None:
 def test_networks_learn_as_finetune_trains_them(two: Path, simulated, command) -> None:
     """The same labels in a brains file, and `cubeclf-finetune`, give the same probabilities."""
     plan = read_plan(write_plan(two))
-    stock = look(fill(two / "cache", plan, Vit3dConfig(channels=2)))
+    stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
     task = make_task(plan, stock.labels, stock.reach, ("transfer", 20), "b", 0)
     contender = next(c for c in plan.contenders if c.name == "untrained")
     network = Network(contender, "scratch:vit-nano", 0, stock, two / "features")
@@ -232,10 +240,12 @@ def test_rates_are_tried_on_what_is_learned_from(two: Path) -> None:
         }
     }
     plan = read_plan(write_plan(two, contenders=contenders))
-    stock = look(fill(two / "cache", plan, Vit3dConfig(channels=2)))
+    stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
     task = make_task(plan, stock.labels, stock.reach, ("transfer", 60), "b", 0)
     network = Network(plan.contenders[0], "scratch:vit-nano", 0, stock, two / "features")
     rate = network.choose_rate(task, [1e-9, 3.0])
+    faster = network.config(rate)
+    assert (faster.peak_rate, faster.head_rate) == pytest.approx((3 * 2e-4, 3 * 1e-3))
     assert rate.factor == 3.0
     assert "average precision 1e-09: " in rate.how
     assert "held out" in rate.how
@@ -244,6 +254,70 @@ def test_rates_are_tried_on_what_is_learned_from(two: Path) -> None:
     assert roc_auc_score(labels, answer.scores) > 0.6
     assert average_precision_score(labels, answer.scores) > labels.mean() + 0.1
     assert answer.epochs >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"pretraining": {"p": {"brains": ["brains.yaml"], "speed": 1}}}, "pretraining.p: found"),
+        ({"pretraining": {"p": {"brains": ["nothing.zarr"]}}}, "nothing.zarr"),
+        ({"contenders": {"x": {"backbone": {"c": "resnet18"}}}}, "backbone for the group c"),
+        ({"contenders": {"x": {"backbone": {"a": "resnet18"}}}}, "no backbone for the group b"),
+        ({"contenders": {"x": {"backbone": "nowhere"}}}, "nowhere"),
+        ({"contenders": {"x": {"backbone": "resnet18", "train": {"lora_rank": 4}}}}, "ResNet3d"),
+        ({"transfer": None, "own": {"labels": [20], "along": "z"}}, "put own.learn_below and"),
+        ({"data": {"brains": ["gone.yaml"]}}, "gone.yaml"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line_before_any_work(
+    two: Path, command, changes: dict[str, Any], told: str
+) -> None:
+    outcome = command("cubeclf-compare", write_plan(two, **changes), "--out", two / "out")
+    assert outcome.code == 2
+    assert told in outcome.err
+    assert len(outcome.lines) == 1
+    assert not (two / "out").exists()
+
+
+def test_a_rate_that_diverges_is_not_taken(two: Path) -> None:
+    train = {"freeze": False, "epochs": 1, "batch_size": 8, "weight_decay": 0.0}
+    contenders = {"trained": {"backbone": "scratch:vit-nano", "train": train}}
+    plan = read_plan(write_plan(two, contenders=contenders))
+    stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
+    task = make_task(plan, stock.labels, stock.reach, ("transfer", 60), "b", 0)
+    network = Network(plan.contenders[0], "scratch:vit-nano", 0, stock, two / "features")
+    rate = network.choose_rate(task, [1e30, 1.0])
+    assert rate.factor == 1.0
+    assert "1e+30: diverged" in rate.how
+
+
+def test_differences_are_of_the_same_labels(two: Path) -> None:
+    """A contender with one seed is compared with that seed; a rule with every seed."""
+    contenders = {
+        "reference": {"backbone": "scratch:vit-nano"},
+        "one seed": {"backbone": "resnet18", "seeds": 1},
+        "contrast": {"rule": "contrast"},
+    }
+    plan = read_plan(write_plan(two, contenders=contenders, seeds=3))
+    stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
+    random, cells = np.random.default_rng(0), []
+    for contender in plan.contenders:
+        for seed in range(contender.seeds):
+            task = make_task(plan, stock.labels, stock.reach, ("transfer", 20), "b", seed)
+            scores = random.random(len(task.test))
+            auc = roc_auc_score(stock.labels.labels[task.test], scores)
+            blank = dict.fromkeys(Row.__dataclass_fields__, 0)
+            told = {"contender": contender.name, "seed": seed, "auc": auc, "group": "b"}
+            cells.append(
+                (Row(**{**blank, "protocol": "transfer", "budget": 20, **told}), task, scores)
+            )
+    auc = {(row.contender, row.seed): row.auc for row, _, _ in cells}
+    found = {e.contender: e for e in effects(cells, stock, plan) if e.measure == "auc"}
+    assert (found["one seed"].seeds, found["contrast"].seeds) == (1, 3)
+    expected = auc["reference", 0] - auc["one seed", 0]
+    assert found["one seed"].difference == pytest.approx(expected)
+    mean = np.mean([auc["reference", seed] for seed in range(3)])
+    assert found["contrast"].difference == pytest.approx(mean - auc["contrast", 0])
 
 
 def test_a_network_that_takes_other_cuboids_is_refused(two: Path, command) -> None:
@@ -259,7 +333,7 @@ def test_a_network_that_takes_other_cuboids_is_refused(two: Path, command) -> No
         "cubeclf-compare", write_plan(two, contenders=contenders), "--out", two / "out"
     )
     assert outcome.code == 2
-    assert "untrained and other take other cuboids" in outcome.err
+    assert "take other cuboids: ((20, 50, 50), (5.0, 1.0, 1.0)) and" in outcome.err
     assert not (two / "out").exists()
 
 

@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on_to_the_same_table(
 ) -> None:
     out = f"killed{n}"
     process = start(folder, out, "--workers", "2")
-    while n == 0 and not list((folder / out / "pretraining").glob("*.log")):
+    while n == 0 and not list((folder / out / "pretraining").glob("*/train.log")):
         time.sleep(0.05)  # in the middle of pretraining
     workers = wait_for_cells(process, folder / out, n)
     process.kill()
@@ -119,18 +119,21 @@ def test_a_killed_run_goes_on_to_the_same_table(
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
 
+@pytest.mark.parametrize("how", ["--cluster local:2", "--workers 2"])
+@pytest.mark.parametrize("n", [3, 13])  # among the frozen ones, and when networks are trained
 def test_a_signal_is_told_and_a_cluster_gives_the_same(
-    folder: Path, reference: list[dict[str, str]]
+    folder: Path, reference: list[dict[str, str]], how: str, n: int
 ) -> None:
-    process = start(folder, "cluster", "--cluster", "local:2")
-    wait_for_cells(process, folder / "cluster", 3)
+    out = f"{how.replace(' ', '').replace(':', '')}-{n}"
+    process = start(folder, out, *how.split())
+    wait_for_cells(process, folder / out, n)
     process.send_signal(signal.SIGTERM)
     code, err = finish(process)
     assert code == 75, err
     assert "--resume goes on with what is not done yet" in err
-    code, err = finish(start(folder, "cluster", "--cluster", "local:2", "--resume"))
+    code, err = finish(start(folder, out, *how.split(), "--resume"))
     assert code == 0, err
-    assert table(folder, "cluster") == reference
+    assert table(folder, out) == reference
 
 
 def test_a_process_that_dies_is_one_line(folder: Path) -> None:
