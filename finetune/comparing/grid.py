@@ -130,7 +130,7 @@ class Job:
         told += [_digest(task.learn), _digest(task.test)]
         if self.contender.trains:  # at the rate that was chosen with the first seed
             told += [list(self.plan.rates), content_hash(self.backbone(0))]
-        if name:
+        if self.contender.rule is None:
             told += [self.device]
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
         return self.cells / f"{key}.npz"

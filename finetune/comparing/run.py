@@ -136,8 +136,8 @@ def _network(plan: Plan, pretrained: Pretrained) -> BackboneConfig:
 def _to_be_pretrained(plan: Plan, name: str) -> Vit3dConfig:
     """What a pretraining's network takes, as its settings say."""
     network = plan.pretraining[name].get("network", {})
-    given = {key: tuple(network[key]) for key in ("voxel_size_um", "patch_um") if key in network}
-    return Vit3dConfig(channels=plan.channels, **given)
+    given = {key: network[key] for key in ("voxel_size_um", "patch_um") if key in network}
+    return Vit3dConfig.from_dict({"channels": plan.channels, **given})
 
 
 def _introduce(run: RunFolder, plan: Plan, stock: Stock, remarks: Sequence[str]) -> None:

@@ -209,11 +209,12 @@ def test_a_comparison_and_what_it_takes_up_again(two: Path, command, monkeypatch
 
 def test_networks_learn_as_finetune_trains_them(two: Path, simulated, command) -> None:
     """The same labels in a brains file, and `cubeclf-finetune`, give the same probabilities."""
-    plan = read_plan(write_plan(two))
+    train = {"copies": 1}  # how copies are turned depends on the number of a label among all
+    contenders = {"untrained": {"backbone": "scratch:vit-nano", "train": train}}
+    plan = read_plan(write_plan(two, contenders=contenders))
     stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
     task = make_task(plan, stock.labels, stock.reach, ("transfer", 20), "b", 0)
-    contender = next(c for c in plan.contenders if c.name == "untrained")
-    network = Network(contender, "scratch:vit-nano", 0, stock, two / "features")
+    network = Network(plan.contenders[0], "scratch:vit-nano", 0, stock, two / "features")
     answer = network.answer(task, Rate(1.0, ""))
 
     brain = simulated(0)
@@ -222,7 +223,8 @@ def test_networks_learn_as_finetune_trains_them(two: Path, simulated, command) -
     write_cells(two / "learned.xml", cells)
     entry = {"name": "a", "signal": str(brain.volume), "cells": "learned.xml"}
     (two / "learned.yaml").write_text(yaml.safe_dump([entry]))
-    words = ("--backbone", "scratch:vit-nano", "--brains", two / "learned.yaml", "--folds", 0)
+    words = ("--backbone", "scratch:vit-nano", "--brains", two / "learned.yaml")
+    words = (*words, "--folds", 0, "--copies", 1)
     outcome = command("cubeclf-finetune", *words, "--out", two / "run")
     assert outcome.code == 0, outcome.err
     assert read_cells(two / "learned.xml").labels.tolist() == learned.labels.tolist()
@@ -264,7 +266,7 @@ def test_rates_are_tried_on_what_is_learned_from(two: Path) -> None:
         ({"contenders": {"x": {"backbone": {"c": "resnet18"}}}}, "backbone for the group c"),
         ({"contenders": {"x": {"backbone": {"a": "resnet18"}}}}, "no backbone for the group b"),
         ({"contenders": {"x": {"backbone": "nowhere"}}}, "nowhere"),
-        ({"contenders": {"x": {"backbone": "resnet18", "train": {"lora_rank": 4}}}}, "ResNet3d"),
+        ({"contenders": {"x": {"backbone": "resnet18", "train": {"lora_rank": 4}}}}, "--lora-rank"),
         ({"transfer": None, "own": {"labels": [20], "along": "z"}}, "put own.learn_below and"),
         ({"data": {"brains": ["gone.yaml"]}}, "gone.yaml"),
     ],
@@ -306,11 +308,16 @@ def test_differences_are_of_the_same_labels(two: Path) -> None:
             task = make_task(plan, stock.labels, stock.reach, ("transfer", 20), "b", seed)
             scores = random.random(len(task.test))
             auc = roc_auc_score(stock.labels.labels[task.test], scores)
-            blank = dict.fromkeys(Row.__dataclass_fields__, 0)
-            told = {"contender": contender.name, "seed": seed, "auc": auc, "group": "b"}
-            cells.append(
-                (Row(**{**blank, "protocol": "transfer", "budget": 20, **told}), task, scores)
-            )
+            words = {
+                "protocol": "transfer",
+                "group": "b",
+                "backbone": "",
+                "seen": "",
+                "rate_by": "",
+            }
+            zeros = dict.fromkeys(set(Row.__dataclass_fields__) - set(words), 0)
+            known = {"contender": contender.name, "seed": seed, "auc": auc, "budget": 20}
+            cells.append((Row(**(zeros | words | known)), task, scores))
     auc = {(row.contender, row.seed): row.auc for row, _, _ in cells}
     found = {e.contender: e for e in effects(cells, stock, plan) if e.measure == "auc"}
     assert (found["one seed"].seeds, found["contrast"].seeds) == (1, 3)
