@@ -89,7 +89,7 @@ def sides(most: int) -> st.SearchStrategy[tuple[int, int, int]]:
     return st.tuples(*[st.integers(1, most)] * 3)
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(
     shape=sides(30),
     dtype=st.sampled_from(DTYPES),

@@ -155,6 +155,7 @@ def test_any_volume_chunks_and_cuboid_will_do(shape, chunks, cuboid, batch_size,
 # ---- where it draws -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_origin_is_drawn_equally_often() -> None:
     source = stream(brain(), batch_size=500)
     counts = np.zeros((5, 8, 10))

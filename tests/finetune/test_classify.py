@@ -386,6 +386,7 @@ def test_a_worker_serves_one_job_after_another_and_none_that_it_would_compute_ot
         run_part(replace(task, computing="bfloat16 on cuda"), part)
 
 
+@pytest.mark.slow
 def test_a_brain_unlike_the_training_is_warned_of(simulated, tmp_path: Path, command) -> None:
     """The same brain twice, once as by a camera with a far higher offset."""
     run, like = tmp_path / "run", simulated(1)

@@ -173,7 +173,7 @@ def test_a_comparison_and_what_it_takes_up_again(two: Path, command, monkeypatch
     """Scores are what they should be; a second contender leaves the first one's cells alone."""
     monkeypatch.chdir(two)  # where what is written changes what is there
     out = two / "out"
-    outcome = command("cubeclf-compare", write_plan(two), "--out", out, "--workers", 2)
+    outcome = command("cubeclf-compare", write_plan(two), "--out", out, "--workers", 1)
     assert outcome.code == 0, outcome.err
     assert "| AUC | transfer 20 | seeds |" in outcome.out
     found = rows(out)

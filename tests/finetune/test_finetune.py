@@ -331,6 +331,7 @@ def test_a_test_brain_of_an_animal_that_is_learned_from_is_refused(
     assert "a test needs a brain that training has not seen" in outcome.lines[-1]
 
 
+@pytest.mark.slow
 def test_more_classes_than_two_train_and_export_as_two(simulated, tmp_path, command) -> None:
     """Artefacts beside what is no cell; every third of the latter is called one."""
     cells = read_cells(simulated(0).cells)

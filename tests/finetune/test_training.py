@@ -141,7 +141,7 @@ def test_training_begins_with_the_intercepts_that_the_head_was_fitted_with(blobs
         """The loss of an epoch that moves nothing, with the intercepts changed before it."""
         trials = make_trials(network(), join(parts), **still)
         begin = trials._training  # type: ignore[attr-defined]
-        trials._training = lambda t, c, f, i: begin(t, c, f, change(i))  # type: ignore
+        trials._training = lambda t, c, i: begin(t, c, change(i))  # type: ignore
         trials.run(False)
         return float(trials.told[0]["train_loss"])  # type: ignore[attr-defined]
 

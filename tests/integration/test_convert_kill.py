@@ -144,7 +144,8 @@ def test_two_do_not_write_one_output(planes: list[Path], tmp_path: Path) -> None
     assert (volume.shape, volume.n_channels) == (SHAPE, 2)
 
 
-@pytest.mark.parametrize("compression", [None, pytest.param("zlib", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("compression", [None, "zlib"])
 def test_peak_memory_is_below_the_setting(tmp_path: Path, compression: str | None) -> None:
     planes, out = tmp_path / "planes", tmp_path / "brain.ome.zarr"
     planes.mkdir()

@@ -18,7 +18,7 @@ from cubeclf_core.cells import read_cells
 from cubeclf_core.volumes import open_volume
 
 
-@pytest.mark.parametrize("method", ["simclr", "mae"])
+@pytest.mark.parametrize("method", ["simclr", pytest.param("mae", marks=pytest.mark.slow)])
 def test_planes_to_classified_cells(method: str, simulated, tmp_path: Path, command) -> None:
     source = open_volume(simulated(0).volume)
     voxels = source.read((0, 0, 0), source.shape)
