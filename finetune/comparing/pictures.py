@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from cubeclf_core.drawing import plain_text
 from finetune.comparing.cost import Cost
 from finetune.comparing.grid import Row
-from finetune.comparing.plan import ALL, Plan, budget_name, common_row
+from finetune.comparing.plan import ALL, UNSEEDED, Plan, budget_name, common_row
 from finetune.comparing.table import TITLES, by_group, over_seeds
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "0.45")
@@ -23,7 +24,7 @@ _PROTOCOLS = {"own": "labels of the own brain", "transfer": "labels of other bra
 def learning_curves(plan: Plan, rows: Sequence[Row]) -> Figure:
     """Plot quality over the number of labels: a mark is a mean over groups and seeds.
 
-    Bars span the seeds' means; a rule that learns nothing is a line of dashes.
+    Bars span the seeds' means; a rule that learns nothing is a dashed line.
     """
     protocols = list(dict.fromkeys(protocol for protocol, _ in plan.rows))
     figure = Figure((6.0 * len(protocols) + 1.8, 8.4), layout="constrained")
@@ -38,12 +39,14 @@ def learning_curves(plan: Plan, rows: Sequence[Row]) -> Figure:
                 if not len(at):
                     continue
                 look = _look(number)
-                if contender.rule in ("contrast", "density"):
-                    look |= {"marker": "", "ls": "--"}
-                spread = np.abs(found[:, 1:] - found[:, :1]).T
                 label = plain_text(contender.name, 40)
+                if contender.rule in UNSEEDED:  # it learns nothing, so it is the same everywhere
+                    axes.axhline(found[0, 0], color=look["color"], ls="--", lw=1.2, label=label)
+                    continue
+                spread = np.abs(found[:, 1:] - found[:, :1]).T
                 moved = np.array(at) + 0.03 * (number - len(plan.contenders) / 2)
                 axes.errorbar(moved, found[:, 0], spread, label=label, capsize=2, **look)
+            axes.set_xlim(-0.5, len(budgets) - 0.5)
             axes.set_xticks(range(len(budgets)), [budget_name(n) for n in budgets])
             _bare(axes)
         line[0].set_ylabel(title)
@@ -109,10 +112,15 @@ def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Co
         across = (cost.gflop, cost.ms, float(np.median(seconds[contender.name])))
         for axes, x in zip(panels, across, strict=True):
             axes.plot(x, value[0], label=plain_text(contender.name, 40), **_look(number))
-    device = next((f"{c.device}, {c.threads} threads" for c in costs.values()), "")
+    device = next((f"{c.device}, threads: {c.threads}" for c in costs.values()), "")
     labels = ("GFLOP a cuboid", f"ms a cuboid ({device})", "s to train")
     for axes, label in zip(panels, labels, strict=True):
         axes.set(xlabel=label, xscale="log")
+        low, high = axes.get_xlim()
+        axes.set_xlim(low / 2, 2 * high)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
         _bare(axes)
     panels[0].set_ylabel(f"AUC, {row[0]}, {budget_name(row[1])} labels")
     _legend(figure, panels[0])
