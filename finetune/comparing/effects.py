@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cubeclf_core.bootstrap import interval, resampled_weights, spatial_blocks
+from cubeclf_core.console import progress
 from finetune.comparing.grid import Row
 from finetune.comparing.plan import UNSEEDED, Plan
 from finetune.comparing.stock import Stock
@@ -66,9 +67,11 @@ def effects(cells: Iterable[Cell], stock: Stock, plan: Plan) -> list[Effect]:
     for cell in cells:
         tests[cell[0].protocol, cell[0].budget, cell[0].group].append(cell)
     found = []
-    for own in tests.values():
-        if any(row.contender == reference for row, _, _ in own):
-            found += _of_test(own, stock, reference, unseeded)
+    with progress("resampling", len(tests), unit="tests") as advance:
+        for own in tests.values():
+            if any(row.contender == reference for row, _, _ in own):
+                found += _of_test(own, stock, reference, unseeded)
+            advance()
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -116,17 +115,14 @@ class Network:
             return Rate(USUAL, "none: a head is fitted at once")
         if len(factors) == 1:
             return Rate(factors[0], "given")
-        labels = self.stock.labels.subset(task.learn)
-        where = labels.labels, labels.brains, labels.positions_um, self.stock.reach
-        try:
-            part = split(*where, seed=self.seed)
-        except InputError:
+        parts = self._held_out(task)
+        if not parts:
             return Rate(USUAL, "the usual one: too few labels to hold any out")
-        kinds = labels.labels[part.held_out] == CELL_CLASS
+        kinds = self.stock.labels.labels[task.learn][parts[0].held_out] == CELL_CLASS
         found: dict[float, float] = {}
         for factor in factors:
             try:
-                said = self._trials(task, Rate(factor, ""), [part]).hold_out()
+                said = self._trials(task, Rate(factor, ""), parts).hold_out()
             except RunFailed:  # it diverges
                 continue
             probability = said.double().softmax(1)[:, CELL_CLASS].numpy()
@@ -142,19 +138,13 @@ class Network:
             f"{factor:g}: {found[factor]:.3f}" if factor in found else f"{factor:g}: diverged"
             for factor in factors
         )
-        return Rate(best, f"average precision {tried}; {part.how}")
+        return Rate(best, f"average precision {tried}; {parts[0].how}")
 
     def answer(self, task: Task, rate: Rate) -> Answer:
         """Train on what a task gives to learn from, and score what it tests."""
         start = time.monotonic()
-        labels = self.stock.labels.subset(task.learn)
-        where = labels.labels, labels.brains, labels.positions_um, self.stock.reach
-        splits: list[Split] = []
-        if not self.config().fits_at_once:
-            # Where none can be held out, it is trained for as long as the settings say.
-            with contextlib.suppress(InputError):
-                splits = [split(*where, seed=self.seed)]
-        outcome = self._trials(task, rate, splits).run(resume=False)
+        # Where none can be held out, it is trained for as long as the settings say.
+        outcome = self._trials(task, rate, self._held_out(task)).run(resume=False)
         trained = time.monotonic()
         tested = self._known(task.test)
         everything = torch.arange(len(task.test))
@@ -169,6 +159,18 @@ class Network:
             )
         scores = logits.double().softmax(1)[:, CELL_CLASS].numpy()
         return Answer(scores, outcome.epochs, trained - start, time.monotonic() - trained)
+
+    def _held_out(self, task: Task) -> list[Split]:
+        """A part of what a task learns from, to choose by; none where a head is fitted at once."""
+        if self.config().fits_at_once:
+            return []
+        labels, index = self.stock.labels, task.learn
+        brains = [labels.brains[i] for i in index]
+        where = labels.labels[index], brains, labels.positions_um[index], self.stock.reach
+        try:
+            return [split(*where, seed=self.seed)]
+        except InputError:  # too few labels
+            return []
 
     def _trials(self, task: Task, rate: Rate, splits: Sequence[Split]) -> Trials:
         config = self.config(rate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -52,7 +53,7 @@ def render(
         section("How to read this", [bullets([*_HOW, *remarks])]),
         section("Results", [_means(plan, rows, m, t) for m, t in TITLES.items()]),
         section("Pictures", [figure(picture) for picture in pictures]),
-        section(f"Differences: {plan.reference} less another", [_effects(plan, found)]),
+        section(f"Differences: {plan.reference} less another", [_effects(found)]),
         section("Learning rates", [_rates(plan, rows)]),
         section("Where it ran", [details("environment", _environment())]),
     ]
@@ -81,7 +82,7 @@ def _means(plan: Plan, rows: Sequence[Row], measure: str, title: str) -> str:
     return table([title, *(f"{p}, {budget_name(n)} labels" for p, n in plan.rows)], lines)
 
 
-def _effects(plan: Plan, found: Sequence[Effect]) -> str:
+def _effects(found: Sequence[Effect]) -> str:
     if not found:
         return ""
     lines = [
@@ -90,7 +91,7 @@ def _effects(plan: Plan, found: Sequence[Effect]) -> str:
             f"{effect.protocol}, {budget_name(effect.budget)}",
             escape(effect.group),
             f"{effect.difference:+.3f}",
-            f"{effect.low:+.3f} to {effect.high:+.3f}" if effect.low == effect.low else "",
+            "" if math.isnan(effect.low) else f"{effect.low:+.3f} to {effect.high:+.3f}",
             str(effect.seeds),
         ]
         for effect in found

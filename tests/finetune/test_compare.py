@@ -344,7 +344,7 @@ def test_a_network_that_takes_other_cuboids_is_refused(two: Path, command) -> No
     assert not (two / "out").exists()
 
 
-def test_contender_names() -> None:
+def test_what_is_trained_step_by_step() -> None:
     contender = Contender("x", None, {"": "a"}, {"freeze": False}, 1, {}, 2)
     assert contender.trains
     assert not Contender("x", None, {"": "a"}, {}, 1, {}, 2).trains
