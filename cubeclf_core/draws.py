@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -18,6 +20,8 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _WORD = 1 << 64
 _MANY = 4096  # numbers an item
+
+Words = npt.NDArray[np.uint64]
 
 
 class Draws:
@@ -45,8 +49,9 @@ class Draws:
     def __init__(
         self, seed: int, step: int, items: Sequence[int], device: torch.device | str = "cpu"
     ) -> None:
-        each = torch.tensor(list(items), dtype=torch.int64)
-        self._hold(_mix(each * _signed(_GOLDEN) + _signed(_key(seed, step))), device)
+        each = np.array(list(items), np.uint64)
+        keys = _mix(each * np.uint64(_GOLDEN) + np.uint64(_key(seed, step)))
+        self._hold(keys, torch.device(device))
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -54,7 +59,7 @@ class Draws:
     @property
     def device(self) -> torch.device:
         """Where the numbers are."""
-        return self._keys.device
+        return self._device
 
     def fork(self, purpose: int, *, host: bool = False) -> Draws:
         """Draws for the same items that have nothing to do with these, whatever these have drawn.
@@ -69,23 +74,32 @@ class Draws:
             Give the same numbers on the CPU, for a choice that the code branches on: nothing then
             waits for the device.
         """
-        keys = _mix(self._host ^ _signed(_key(purpose + 1, 0)))
-        return self._other(keys, "cpu" if host else self.device)
+        keys = _mix(self._keys ^ np.uint64(_key(purpose + 1, 0)))
+        return self._other(keys, torch.device("cpu") if host else self.device)
 
     def take(self, index: Int[Tensor, " taken"]) -> Draws:
         """Draws for some of the items, by their place among these; `index` is on the CPU.
 
         Each of them goes on where it stands here.
         """
-        taken = self._other(self._host[index], self.device)
+        taken = self._other(self._keys[index.numpy()], self.device)
         taken._calls = self._calls
         return taken
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Float[Tensor, "b ..."]:
         """Draw uniformly from [low, high), shape (b, *shape), float32."""
-        top = (self._bits(math.prod(shape)) >> 40) & 0xFFFFFF  # as many bits as float32 holds
-        share = top.float().mul_(2.0**-24).view(len(self), *shape)
-        return share if (low, high) == (0.0, 1.0) else share.mul_(high - low).add_(low)
+        n = math.prod(shape)
+        if n > _MANY:
+            bits = self._bits(n)
+            share = ((bits >> 40) & 0xFFFFFF).float().mul_(2.0**-24)  # as many as float32 holds
+            if (low, high) != (0.0, 1.0):
+                share = share.mul_(high - low).add_(low)
+            return share.view(len(self), *shape)
+        # Few numbers are made here and sent at once: on a GPU each small operation costs its start.
+        drawn = (self._words(n) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+        if (low, high) != (0.0, 1.0):
+            drawn = drawn * np.float32(high - low) + np.float32(low)
+        return send(torch.from_numpy(drawn).view(len(self), *shape), self.device)
 
     def coin(self, probability: float, *shape: int) -> Bool[Tensor, "b ..."]:
         """Draw True with a probability, shape (b, *shape)."""
@@ -106,23 +120,31 @@ class Draws:
         """Draw whole images of noise, with a generator an item: eight times as fast there."""
         out = torch.empty(len(self), n)
         generator = torch.Generator()
-        for row, seed in zip(out, self._bits(1)[:, 0].tolist(), strict=True):
+        for row, seed in zip(out, self._words(1)[:, 0].view(np.int64).tolist(), strict=True):
             torch.randn(n, generator=generator.manual_seed(seed), out=row)
         return out
 
-    def _bits(self, n: int) -> Int[Tensor, "*any"]:
-        self._calls += 1
-        counts = torch.arange(1, n + 1, dtype=torch.int64, device=self.device)
-        start = _mix(self._keys + _signed(self._calls * _GOLDEN % _WORD))
-        return _mix(start[:, None] + counts * _signed(_GOLDEN))
+    def _words(self, n: int) -> Words:
+        """Random bits, shape (b, n)."""
+        counts = np.arange(1, n + 1, dtype=np.uint64)
+        return _mix(self._start()[:, None] + counts * np.uint64(_GOLDEN))
 
-    def _hold(self, keys: Int[Tensor, " b"], device: torch.device | str) -> None:
-        self._host = keys  # kept here too, so that choices can be made without the device
-        self._keys = send(keys, torch.device(device))
+    def _bits(self, n: int) -> Int[Tensor, "*any"]:
+        """The same bits, made where many are made fastest."""
+        start = send(torch.from_numpy(self._start().view(np.int64)), self.device)
+        counts = torch.arange(1, n + 1, dtype=torch.int64, device=self.device)
+        return _mix_there(start[:, None] + counts * _signed(_GOLDEN))
+
+    def _start(self) -> Words:
+        self._calls += 1
+        return _mix(self._keys + np.uint64(self._calls * _GOLDEN % _WORD))
+
+    def _hold(self, keys: Words, device: torch.device) -> None:
+        self._keys, self._device = keys, device
         self._calls = 0
 
     @classmethod
-    def _other(cls, keys: Int[Tensor, " b"], device: torch.device | str) -> Draws:
+    def _other(cls, keys: Words, device: torch.device) -> Draws:
         other = object.__new__(cls)
         other._hold(keys, device)
         return other
@@ -133,8 +155,15 @@ def send(small: Tensor, device: torch.device) -> Tensor:
     return small.to(device, non_blocking=device.type == "cuda")
 
 
-def _mix(x: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
-    """Scramble 64 bits; torch's shift keeps the sign, so the copies of it are masked off."""
+def _mix(x: Words) -> Words:
+    """Scramble 64 bits."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX[0])
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX[1])
+    return x ^ (x >> np.uint64(31))
+
+
+def _mix_there(x: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+    """Do the same in torch, whose shift keeps the sign: the copies of it are masked off."""
     x = x ^ ((x >> 30) & ((1 << 34) - 1))
     x = x.mul_(_signed(_MIX[0]))
     x ^= (x >> 27) & ((1 << 37) - 1)

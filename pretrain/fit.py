@@ -87,10 +87,8 @@ class Fit:
         items = range(rank * share, (rank + 1) * share)
         looks, saves = config.every(config.monitor_every), config.every(config.checkpoint_every)
         self.objective.train()
-        if config.compile:  # the networks alone: augmentation and losses are of many shapes
-            for module in self.objective.modules():
-                if isinstance(module, Vit3d):
-                    module.compile()
+        if config.compile:
+            compile_networks(self.objective)
         model, optimizer = self.fabric.setup(self.objective, self.optimizer)
         start, waited, first, before = time.monotonic(), 0.0, self.done, self.seconds
         batches = _timed(self.stream.batches(first, config.steps))
@@ -285,6 +283,13 @@ class Fit:
             self.run.tell(f"fault     {where}, another region drawn instead: {fault.reason}")
             self.run.append("faults.jsonl", {"step": self.done, **dataclasses.asdict(fault)})
             self.n_faults += 1
+
+
+def compile_networks(objective: Objective) -> None:
+    """Compile the networks alone: augmentation and losses are of many shapes."""
+    for module in objective.modules():
+        if isinstance(module, Vit3d):
+            module.compile()
 
 
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[float, Batch]]:

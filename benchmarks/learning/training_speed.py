@@ -31,6 +31,7 @@ from cubeclf_core.vit import Vit3d, Vit3dConfig
 from cubeclf_core.volumes import open_volume
 from pretrain.batches import to_network
 from pretrain.config import PretrainConfig
+from pretrain.fit import compile_networks
 from pretrain.objective import Objective
 from pretrain.run import build_objective
 from pretrain.views import make_view
@@ -72,6 +73,8 @@ class Trainer:
     def __init__(self, config: PretrainConfig, backbone: Vit3d, fabric: Fabric) -> None:
         self.config = config
         self.objective: Objective = build_objective(config, backbone)
+        if config.compile:
+            compile_networks(self.objective)
         trained = [p for p in self.objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-5)
         self._fabric = fabric
@@ -123,7 +126,7 @@ def training_speed(effort: SpeedEffort, folder: Path) -> Figures:
     unskipping = SeesAll(network)
     unskipping.load_state_dict(backbone.state_dict())
     trainer, slow = Trainer(config, backbone, fabric), Trainer(config, unskipping, fabric)
-    stream = _stream(trainer.objective, effort, folder)
+    stream = open_stream(trainer.objective, effort, folder)
     batches = stream.batches(0, 1 << 40)
     say(f"training speed: filling a pool of {stream.describe()}")
     for _ in range(to_fill(stream)):
@@ -175,7 +178,8 @@ def _rounds(ways: Mapping[str, Any], effort: SpeedEffort) -> Iterator[dict[str, 
             yield seconds
 
 
-def _stream(objective: Objective, effort: SpeedEffort, folder: Path) -> CuboidStream:
+def open_stream(objective: Objective, effort: SpeedEffort, folder: Path) -> CuboidStream:
+    """Stream canvases from a volume in `folder`, which is made unless it is there."""
     path = folder / "streamed.ome.zarr"
     if not path.exists():
         write_brain(path, effort.shape)
