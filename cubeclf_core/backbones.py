@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 
+from cubeclf_core import zoo
 from cubeclf_core.bundle import is_bundle, load_bundled_backbone
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CheckpointError, InputError
 from cubeclf_core.inflate import fitting_size, inflate
 from cubeclf_core.vit import SIZES, Vit3d, Vit3dConfig
+from cubeclf_core.vit_config import PROJECTION
 from cubeclf_core.weights_2d import Weights, download_2d, holds_2d, read_2d
 
 _SCRATCH = "scratch:"
+_PROJECTED = "+projection"
 _TIMM = "timm:"
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
@@ -28,9 +31,10 @@ def load_backbone(
     Parameters
     ----------
     name
-        A run's folder, a `.safetensors` file or an exported bundle of ours; a `.safetensors` file
-        of a 2D vision transformer, or ``timm:NAME`` for one of timm's, to be inflated; or
-        ``scratch:vit-SIZE`` for random weights.
+        A run's folder, a `.safetensors` file or an exported bundle of ours; weights that come with
+        cubeclf, see `cubeclf_core.zoo`; a `.safetensors` file of a 2D vision transformer, or
+        ``timm:NAME`` for one of timm's, to be inflated; or ``scratch:vit-SIZE`` for random weights,
+        ``scratch:vit-SIZE+projection`` with the projection that pretrained ones have.
     channels
         Input channels of a network from scratch or from 2D; a file of ours has its own.
     seed
@@ -55,7 +59,7 @@ def load_backbone(
     InputError
         If the name is unknown, or 2D weights are of another size than the network.
     RunFailed
-        If timm's weights cannot be downloaded.
+        If weights cannot be downloaded.
     """
     if name.startswith(_SCRATCH):
         config = config or Vit3dConfig(channels=channels)
@@ -63,7 +67,7 @@ def load_backbone(
     if name.startswith(_TIMM):
         weights = download_2d(name.removeprefix(_TIMM))
         return _from_2d(name, weights, channels, config), {"backbone": name}
-    path = Path(name)
+    path = zoo.find(name, "backbone") or Path(name)
     if path.suffix in _PICKLES and path.is_file():
         raise CheckpointError(
             f"{name} is a pickle, which can run any code when read; expected .safetensors: "
@@ -106,10 +110,13 @@ def save_backbone(path: Path, backbone: Vit3d, training: dict[str, Any]) -> None
 
 
 def _from_scratch(name: str, config: Vit3dConfig, seed: int) -> Vit3d:
-    size = name.removeprefix("vit-")
+    plain = name.removesuffix(_PROJECTED)
+    size = plain.removeprefix("vit-")
     if not name.startswith("vit-") or size not in SIZES:
         raise InputError(f"no network {name!r}; expected one of vit-{', vit-'.join(SIZES)}")
-    return build_backbone(dataclasses.replace(config, size=size), seed).eval()
+    projection = PROJECTION if name != plain else config.projection
+    config = dataclasses.replace(config, size=size, projection=projection)
+    return build_backbone(config, seed).eval()
 
 
 def _from_2d(name: str, weights: Weights, channels: int, config: Vit3dConfig | None) -> Vit3d:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cubeclf_core import zoo
 from cubeclf_core.candidates import read_candidates
 from cubeclf_core.cells import Cells
 from cubeclf_core.checkpoint import Header
@@ -138,7 +139,8 @@ def load_classifier(path: str | Path, *, exact: bool = False) -> LoadedClassifie
     Parameters
     ----------
     path
-        The folder or file; of exported ones ``.keras``, ``.onnx``, ``.pt2`` or a bundle.
+        The folder or file; of exported ones ``.keras``, ``.onnx``, ``.pt2`` or a bundle; or the
+        name of one that comes with cubeclf, see `cubeclf_core.zoo`.
     exact
         Compute in float32 on the CPU, as it was trained. Otherwise, a network in safetensors
         computes where and as the machine is fastest: see `cubeclf_core.fast`. Exported programs
@@ -158,7 +160,7 @@ def load_classifier(path: str | Path, *, exact: bool = False) -> LoadedClassifie
         ...
     cubeclf_core.errors.CheckpointError: no classifier at no/such/file; expected ...
     """
-    path = Path(path)
+    path = zoo.find(path, "classifier") or Path(path)
     network, header = _load_network(path, exact=exact)
     threshold = float(header.training.get("threshold", 0.5))
     try:

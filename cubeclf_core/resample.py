@@ -35,7 +35,7 @@ def resample(
     """
     tensor = torch.from_numpy(cuboids).to(device).to(torch.float32, copy=True)
     z, y, x = (
-        None if n == to else _weights(n, to).to(device)
+        None if n == to else _weights(n, to, device)
         for n, to in zip(tensor.shape[2:], shape, strict=True)
     )
     with torch.autocast(tensor.device.type, enabled=False):  # counts have more digits than halves
@@ -47,6 +47,7 @@ def resample(
 
 
 @cache
-def _weights(n: int, to: int) -> Float[Tensor, "to n"]:
+def _weights(n: int, to: int, device: torch.device | str) -> Float[Tensor, "to n"]:
     """What each of `to` voxels along an axis is made of, of n."""
-    return F.interpolate(torch.eye(n)[None], size=to, mode="linear")[0].T.contiguous()
+    found = F.interpolate(torch.eye(n)[None], size=to, mode="linear")[0].T.contiguous()
+    return found.to(device)

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from cubeclf_core.config import AugmentConfig
 from cubeclf_core.errors import require
+from cubeclf_core.vit_config import PROJECTION
 from pretrain.objectives import OBJECTIVES
 
 Size = Literal["nano", "micro", "tiny", "small", "base"]
@@ -49,7 +50,7 @@ class NetworkConfig:
     positions: Literal["sincos", "learned"] = "sincos"
     register_tokens: int = 0
     layer_scale: float | None = None
-    projection: int = 128
+    projection: int = PROJECTION
     drop_path: float = 0.0
 
 

@@ -327,11 +327,12 @@ class _Reader:
         z, y, x = map(float, given)
         return z, y, x
 
-    def budgets(self, where: str, given: object) -> tuple[int, ...]:
+    def budgets(self, where: str, given: object, least: int = 1) -> tuple[int, ...]:
         fits = isinstance(given, list) and all(
             n == "all" or (type(n) is int and n >= 4) for n in given
         )
-        self.must(fits and bool(given), where, given, "a list of numbers from 4 on, or all")
+        fits = fits and len(given) >= least  # type: ignore[arg-type]
+        self.must(fits, where, given, "a list of numbers from 4 on, or all")
         assert isinstance(given, list)
         return tuple(ALL if n == "all" else int(n) for n in given)
 
@@ -387,7 +388,7 @@ class _Reader:
             train=train,
             seeds=1 if rule in UNSEEDED else min(most, seeds),
             budgets={
-                protocol: self.budgets(f"{where}.{protocol}", part[protocol])
+                protocol: self.budgets(f"{where}.{protocol}", part[protocol], least=0)
                 for protocol in ("own", "transfer")
                 if protocol in part
             },

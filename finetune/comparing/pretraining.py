@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from cubeclf_core import zoo
 from cubeclf_core.brains import load_brains
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.files import replacing
@@ -121,7 +122,8 @@ def has_seen(backbone: str, volumes: frozenset[str]) -> str:
     str
         "yes" if on any of them, "no", or "unknown".
     """
-    if not backbone or _RANDOM.fullmatch(backbone):
+    # What comes with cubeclf has learned from simulated brains and a crop that is in no comparison.
+    if not backbone or _RANDOM.fullmatch(backbone) or backbone in zoo.index():
         return "no"
     try:
         told = yaml.safe_load((Path(backbone) / "config.yaml").read_text(encoding="utf-8"))

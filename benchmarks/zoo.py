@@ -1,0 +1,223 @@
+"""Make the weights that come with cubeclf, and write them into `checkpoints`.
+
+A backbone is pretrained on simulated brains that differ from each other, and on the serial
+two-photon crop of cellfinder's tests (BSD-3-Clause; folders ch0 and ch1). Then a head that tells
+cells from artefacts is trained on the labels of the simulated brains. Both are written in half
+precision, with a card each and a line in the index.
+
+    python -m benchmarks.zoo --folder runs/zoo --crop serial2p_crop
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cubeclf_core import zoo
+from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
+from cubeclf_core.config import SimulateConfig
+from cubeclf_core.console import console, say
+from cubeclf_core.errors import CubeclfError, RunFailed
+from cubeclf_core.files import replacing
+
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+BACKBONE, CLASSIFIER = "vit3d-tiny-v1", "cells-tiny-v1"
+
+# Factors of the usual brain, see `cubeclf-simulate --traits`; no two are alike.
+TRAITS: Sequence[Mapping[str, float]] = (
+    {},
+    {"brightness": 0.5},
+    {"brightness": 1.8, "noise": 1.5},
+    {"blur": 1.8},
+    {"artefacts": 2.0},
+    {"stripes": 2.5, "noise": 1.5},
+    {"blur": 0.7, "artefacts": 1.5},
+    {"brightness": 0.7, "blur": 1.4, "stripes": 1.5},
+)
+TESTED = 2  # the last brains, which no head learns from
+_SHAPE = (96, 512, 512)
+_FIRST_SEED = 1000  # other brains than those of tests and comparisons
+_CROP_UM = (5.0, 2.0, 2.0)
+
+PRETRAINING: Mapping[str, Any] = {
+    "method": "simclr",
+    "size": "tiny",
+    "channels": 2,
+    "steps": 900,
+    "batch_size": 64,
+    "memory_gb": 1.0,
+    "seed": 0,
+    "logger": ["none"],
+}
+HEAD: Mapping[str, Any] = {"freeze": True, "seed": 0}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make them; give the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.zoo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flag = parser.add_argument
+    flag("--folder", type=Path, required=True, help="for brains and runs")
+    flag("--crop", type=Path, required=True, help="folder of the crop, with ch0 and ch1")
+    flag("--into", type=Path, default=CHECKPOINTS, help="folder of the weights and their index")
+    flag("--only", choices=["backbone", "classifier"], help="make that one alone")
+    given = parser.parse_args(argv)
+    folder = given.folder.resolve()
+    command = f"python -m benchmarks.zoo --folder FOLDER --crop {given.crop.name}"
+    try:
+        write_brains(folder, given.crop.resolve())
+        if given.only != "classifier":
+            pretrain(folder)
+            publish(folder / "pretrained", "backbone", BACKBONE, command, given.into)
+        if given.only != "backbone":
+            train_head(folder)
+            publish(folder / "classifier", "classifier", CLASSIFIER, command, given.into)
+    except CubeclfError as error:
+        console.print(f"error: {error}", markup=False)
+        return error.exit_code
+    return 0
+
+
+def write_brains(folder: Path, crop: Path) -> None:
+    """Simulate brains that are not there yet, and write brains files: unlabelled, learn, test."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor() as pool:
+        entries = list(pool.map(_simulate, [folder] * len(TRAITS), range(len(TRAITS))))
+    real = {
+        "name": "serial2p_crop",
+        "signal": str(crop / "ch0"),
+        "background": str(crop / "ch1"),
+        "voxel_size_um": list(_CROP_UM),
+    }
+    files = {
+        "unlabelled": [*entries, real],
+        "learn": entries[:-TESTED],
+        "test": entries[-TESTED:],
+    }
+    for name, listed in files.items():
+        text = yaml.safe_dump(listed, sort_keys=False)
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def _simulate(folder: Path, number: int) -> dict[str, str]:
+    from cubeclf_core.simulate import simulate
+
+    out, name = folder / f"simulated_{number}", f"simulated_{number}"
+    if not (out / "cells.xml").exists():
+        simulate(
+            SimulateConfig(
+                out=out,
+                shape=_SHAPE,
+                cells=300 + 100 * (number % 4),
+                seed=_FIRST_SEED + number,
+                overwrite=True,
+                traits=dict(TRAITS[number]),
+            )
+        )
+    return {
+        "name": name,
+        "signal": str(out / "brain.ome.zarr"),
+        "cells": str(out / "cells.xml"),
+    }
+
+
+def pretrain(folder: Path) -> None:
+    """Run `cubeclf-pretrain`, or go on with it."""
+    settings = {**PRETRAINING, "brains": [str(folder / "unlabelled.yaml")]}
+    _run("pretrain", settings, folder / "pretrained")
+
+
+def train_head(folder: Path) -> None:
+    """Run `cubeclf-finetune`, or go on with it."""
+    settings = {
+        **HEAD,
+        "backbone": BACKBONE,
+        "brains": [str(folder / "learn.yaml")],
+        "test": [str(folder / "test.yaml")],
+    }
+    _run("finetune", settings, folder / "classifier")
+
+
+def _run(command: str, settings: Mapping[str, Any], out: Path) -> None:
+    if (out / "exported").is_dir() and not (out / "checkpoint").exists():
+        weights = {"pretrain": "backbone", "finetune": "classifier"}[command]
+        if (out / "exported" / f"{weights}.safetensors").exists():
+            say(f"{out} is there already")
+            return
+    file = out.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump({**settings, "out": str(out), "resume": True}), encoding="utf-8")
+    code = f"from {command}.commands import {command}; {command}()"
+    words = [sys.executable, "-c", code, "--config", str(file)]
+    if subprocess.run(words, check=False).returncode:
+        raise RunFailed(f"{shlex.join(words)} failed")
+
+
+def publish(run: Path, kind: zoo.Kind, name: str, command: str, into: Path) -> None:
+    """Write what a run exported in half precision, with its card, and enter it in the index.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    kind
+        What it exported.
+    name
+        For the index.
+    command
+        That makes it.
+    into
+        Folder of the index.
+    """
+    header, tensors = load_checkpoint(run, kind)
+    halved = {
+        key: tensor.half() if tensor.is_floating_point() else tensor
+        for key, tensor in tensors.items()
+    }
+    file = into / f"{name}.safetensors"
+    save_checkpoint(file, Header(**asdict(header)), halved)
+    card = (run / "exported" / "README.md").read_text(encoding="utf-8")
+    (into / f"{name}.md").write_text(_clean(card, run, name), encoding="utf-8")
+    listed = {key: asdict(entry) for key, entry in _index(into).items()}
+    listed[name] = asdict(
+        zoo.Entry(
+            kind=kind,
+            file=file.name,
+            sha256=zoo.sha256_of(file),
+            licence="BSD-3-Clause",
+            data=f"{len(TRAITS)} simulated brains of cubeclf-simulate, and the serial two-photon "
+            "crop of cellfinder's tests (BSD-3-Clause)",
+            command=command,
+        )
+    )
+    with replacing(into / "index.yaml") as made:
+        made.write_text(yaml.safe_dump(listed, sort_keys=True), encoding="utf-8")
+    say(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+def _index(into: Path) -> dict[str, zoo.Entry]:
+    file = into / "index.yaml"
+    told = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {name: zoo.Entry(**entry) for name, entry in told.items()}
+
+
+def _clean(card: str, run: Path, name: str) -> str:
+    """Leave paths of this machine out of a card, and pictures that do not come with it."""
+    card = card.replace(f"{run.parent}/", "FOLDER/").replace(str(run.parent), "FOLDER")
+    lines = [line for line in card.splitlines() if not line.startswith("![")]
+    return f"# {name}\n\n" + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

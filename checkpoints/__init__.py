@@ -1,0 +1,1 @@
+"""Weights that come with cubeclf; `cubeclf_core.zoo` finds them by name."""
