@@ -26,6 +26,7 @@ from cubeclf_core import zoo
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.config import SimulateConfig
 from cubeclf_core.console import console, say
+from cubeclf_core.downloads import sha256_of
 from cubeclf_core.errors import CubeclfError, RunFailed
 from cubeclf_core.files import replacing
 
@@ -43,6 +44,7 @@ TRAITS: Sequence[Mapping[str, float]] = (
     {"blur": 0.7, "artefacts": 1.5},
     {"brightness": 0.7, "blur": 1.4, "stripes": 1.5},
 )
+LICENCE = "BSD-3-Clause"
 TESTED = 2  # the last brains, which no head learns from
 _SHAPE = (96, 512, 512)
 _FIRST_SEED = 1000  # other brains than those of tests and comparisons
@@ -194,8 +196,8 @@ def publish(run: Path, kind: zoo.Kind, name: str, command: str, into: Path) -> N
         zoo.Entry(
             kind=kind,
             file=file.name,
-            sha256=zoo.sha256_of(file),
-            licence="BSD-3-Clause",
+            sha256=sha256_of(file),
+            licence=LICENCE,
             data=f"{len(TRAITS)} simulated brains of cubeclf-simulate, and the serial two-photon "
             "crop of cellfinder's tests (BSD-3-Clause)",
             command=command,
@@ -212,11 +214,16 @@ def _index(into: Path) -> dict[str, zoo.Entry]:
     return {name: zoo.Entry(**entry) for name, entry in told.items()}
 
 
+_UNDECIDED = "The owner of the data above decides on the licence of these weights."
+
+
 def _clean(card: str, run: Path, name: str) -> str:
-    """Leave paths of this machine out of a card, and pictures that do not come with it."""
-    card = card.replace(f"{run.parent}/", "FOLDER/").replace(str(run.parent), "FOLDER")
+    """Call the weights by their name, and leave out paths and pictures that do not come along."""
+    card = card.replace(str(run.parent), "FOLDER").replace(_UNDECIDED, f"{LICENCE}, as its data.")
+    for kind in ("backbone", "classifier"):
+        card = card.replace(f"{kind}.safetensors", name)
     lines = [line for line in card.splitlines() if not line.startswith("![")]
-    return f"# {name}\n\n" + "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ import torch
 from cubeclf_core import zoo
 from cubeclf_core.bundle import is_bundle, load_bundled_backbone
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
+from cubeclf_core.config import PROJECTION
 from cubeclf_core.errors import CheckpointError, InputError
 from cubeclf_core.inflate import fitting_size, inflate
 from cubeclf_core.vit import SIZES, Vit3d, Vit3dConfig
-from cubeclf_core.vit_config import PROJECTION
 from cubeclf_core.weights_2d import Weights, download_2d, holds_2d, read_2d
 
 _SCRATCH = "scratch:"

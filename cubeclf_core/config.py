@@ -13,6 +13,9 @@ from cubeclf_core.errors import require
 
 TRAITS = ("brightness", "blur", "artefacts", "noise", "stripes")
 
+PROJECTION = 128
+"""Length of an embedding, of networks that are pretrained."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateConfig:

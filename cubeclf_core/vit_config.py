@@ -16,8 +16,6 @@ SIZES: dict[str, tuple[int, int, int]] = {  # width, depth, heads
     "small": (384, 12, 6),
     "base": (768, 12, 12),
 }
-PROJECTION = 128
-"""Length of an embedding, of what is pretrained."""
 POSITIONS = ("sincos", "learned")
 
 

@@ -7,7 +7,6 @@ before they are put in place.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,15 +14,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-import fsspec
 import yaml
 
-from cubeclf_core.console import progress
-from cubeclf_core.errors import CheckpointError, RunFailed
-from cubeclf_core.files import replacing
+from cubeclf_core.downloads import download
+from cubeclf_core.errors import CheckpointError
 
 Kind = Literal["backbone", "classifier"]
-_AT_A_TIME = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +87,13 @@ def find(name: str | Path, kind: Kind) -> Path | None:
         return _package() / entry.file
     kept = _cache() / entry.file
     if not kept.exists():
-        _download(entry.url, kept, entry.sha256)
+        download(entry.url, kept, entry.sha256)
     return kept
 
 
 def known(kind: Kind) -> list[str]:
     """Names of all weights of a kind."""
     return [name for name, entry in index().items() if entry.kind == kind]
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _package() -> Path:
@@ -116,22 +106,3 @@ def _cache() -> Path:
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "cubeclf"
-
-
-def _download(url: str, to: Path, sha256: str) -> None:
-    """Download a file; whole and as it should be, or not at all."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with replacing(to) as temporary:
-            with fsspec.open(url, "rb") as source, temporary.open("wb") as target:
-                size = getattr(source, "size", None) or 0
-                with progress(f"downloading {to.name}", -(-size // _AT_A_TIME), unit="MiB") as show:
-                    while part := source.read(_AT_A_TIME):
-                        target.write(part)
-                        show(1)
-            if sha256_of(temporary) != sha256:
-                raise CheckpointError(f"{url} is not what the index tells of: its SHA-256 differs")
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever the network's libraries raise
-        raise RunFailed(f"{url} cannot be downloaded: {error}") from error

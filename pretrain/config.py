@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from cyclopts import Parameter
 
-from cubeclf_core.config import AugmentConfig
+from cubeclf_core.config import PROJECTION, AugmentConfig
 from cubeclf_core.errors import require
-from cubeclf_core.vit_config import PROJECTION
 from pretrain.objectives import OBJECTIVES
 
 Size = Literal["nano", "micro", "tiny", "small", "base"]

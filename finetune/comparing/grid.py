@@ -19,7 +19,7 @@ import numpy.typing as npt
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.files import content_hash, replacing
 from cubeclf_core.metrics import classification_metrics
-from finetune.comparing.networks import USUAL, Network, Rate, device_kind
+from finetune.comparing.networks import DEVICE_KINDS, USUAL, Network, Rate, device_kind
 from finetune.comparing.plan import Contender, Plan
 from finetune.comparing.pretraining import Pretrained, has_seen
 from finetune.comparing.rules import Rules
@@ -47,6 +47,8 @@ class Row:
         Name or path; empty for a rule.
     seen
         Whether it was pretrained on the tested group, without labels: yes, no or unknown.
+    device
+        Kind of the device that it was computed on, which times and memory depend on.
     rate, rate_by
         Factor of the usual learning rate, and by what it was chosen.
     epochs
@@ -71,6 +73,7 @@ class Row:
     average_precision_less_prevalence: float
     backbone: str
     seen: str
+    device: str
     rate: float
     rate_by: str
     epochs: int
@@ -117,8 +120,11 @@ class Job:
             return ""
         return self.pretrained.find(self.contender.backbone_for(self.group), seed)
 
-    def file(self, task: Task, stock: Stock) -> Path:
-        """Where a cell is kept: another file for another plan, other labels, other weights."""
+    def file(self, task: Task, stock: Stock, device: str = "") -> Path:
+        """Where a cell is kept: another file for another plan, other labels, other weights.
+
+        On another `device` than the job's, its precision is another too, and so is the file.
+        """
         contender = {**asdict(self.contender), "seeds": 0, "budgets": 0, "name": "", "backbone": 0}
         told: list[Any] = [
             contender,
@@ -131,9 +137,16 @@ class Job:
         if self.contender.trains:  # at the rate that was chosen with the first seed
             told += [list(self.plan.rates), content_hash(self.backbone(0))]
         if self.contender.rule is None:
-            told += [self.device]
+            told += [device or self.device]
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
         return self.cells / f"{key}.npz"
+
+    def found(self, task: Task, stock: Stock) -> tuple[str, Path] | None:
+        """Where a cell is that is done, and on what: here, or on a device of another kind."""
+        for device in (self.device, *DEVICE_KINDS):
+            if (file := self.file(task, stock, device)).exists():
+                return device, file
+        return None
 
     def tasks(self, stock: Stock, row: tuple[str, int]) -> list[Task]:
         """Of one row, by seed."""
@@ -143,9 +156,7 @@ class Job:
     def left(self, stock: Stock) -> int:
         """How many cells are not done."""
         return sum(
-            not self.file(task, stock).exists()
-            for row in self.rows
-            for task in self.tasks(stock, row)
+            self.found(task, stock) is None for row in self.rows for task in self.tasks(stock, row)
         )
 
 
@@ -174,8 +185,8 @@ def run_job(job: Job) -> int:
         rate: Rate | None = None
         for task in job.tasks(stock, row):
             file = job.file(task, stock)
-            if file.exists():
-                found, _ = _read(file)
+            if done := job.found(task, stock):
+                found, _ = _read(done[1])
                 rate = rate or Rate(found["rate"], found["rate_by"])
                 continue
             n += 1
@@ -236,8 +247,8 @@ def _network(job: Job, seed: int, stock: Stock) -> Network:
 def _check_device(job: Job) -> None:
     if job.contender.rule is None and device_kind() != job.device:
         raise RunFailed(
-            f"a worker computes on {device_kind()}, the run on {job.device}: results would be "
-            "mixed; take machines of one kind"
+            f"a worker computes on {device_kind()}, the run on {job.device}: precision and times "
+            "differ; take machines of one kind, or run on one kind after the other"
         )
 
 
@@ -249,11 +260,13 @@ def read_cells(jobs: Sequence[Job], stock: Stock) -> Iterator[tuple[Row, Task, n
     for job in jobs:
         for row in job.rows:
             for task in job.tasks(stock, row):
-                if (file := job.file(task, stock)).exists():
+                if done := job.found(task, stock):
+                    device, file = done
                     told, scores = _read(file)
                     name = job.backbone(task.seed)
                     volumes = frozenset(stock.labels.volumes[i] for i in task.test)
-                    told |= {"contender": job.contender.name, "backbone": name}
+                    device = "cpu" if job.contender.rule is not None else device
+                    told |= {"contender": job.contender.name, "backbone": name, "device": device}
                     yield Row(**told, seen=has_seen(name, volumes)), task, scores
 
 

@@ -33,6 +33,7 @@ from finetune.starting import load_start, untrained_classifier
 from finetune.trials import Trials
 
 USUAL = 1.0
+DEVICE_KINDS = ("cuda", "cpu")
 
 
 @dataclass(frozen=True)
@@ -240,8 +241,8 @@ class Network:
 
 
 def device_kind() -> str:
-    """What networks compute on here: precision differs, so that results are not to be mixed."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """What networks compute on here, one of `DEVICE_KINDS`: precision differs."""
+    return DEVICE_KINDS[0 if torch.cuda.is_available() else 1]
 
 
 def _list(factors: Sequence[float]) -> str:

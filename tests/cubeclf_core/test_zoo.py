@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+from cubeclf_core import zoo
+from cubeclf_core.backbones import load_backbone
+from cubeclf_core.classifier import load_classifier
+from cubeclf_core.downloads import download, sha256_of
+from cubeclf_core.errors import CheckpointError, InputError, RunFailed
+from cubeclf_core.network_configs import prepare
+from finetune.comparing.pretraining import has_seen
+
+ROOT = Path(__file__).parents[2]
+LARGEST = 12_000_000  # bytes, of what is in the repository
+
+
+@pytest.mark.parametrize("name", zoo.index())
+def test_what_the_index_tells_of_is_there_with_its_card(name: str) -> None:
+    entry = zoo.index()[name]
+    file = zoo.find(name, entry.kind)
+    assert file is not None
+    assert entry.url is not None or file.stat().st_size <= LARGEST
+    assert sha256_of(file) == entry.sha256
+    assert entry.licence
+    assert entry.data
+    card = (ROOT / "checkpoints" / f"{name}.md").read_text(encoding="utf-8")
+    assert card.startswith(f"# {name}\n")
+    assert entry.command.startswith("python -m benchmarks.zoo")
+
+
+@pytest.mark.parametrize("name", zoo.known("backbone"))
+def test_a_backbone_is_loaded_by_name_and_takes_one_channel_or_two(name: str) -> None:
+    backbone, origin = load_backbone(name)
+    assert origin["objective"] == "simclr"
+    cuboids = torch.rand(2, 1, *backbone.config.cuboid_shape) * 1000
+    with torch.no_grad():
+        embedded = backbone.embed(prepare(cuboids, backbone.config))
+    assert embedded.shape == (2, backbone.embedding_width)
+    assert embedded.isfinite().all()
+    assert has_seen(name, frozenset({"any"})) == "no"
+
+
+@pytest.mark.parametrize("name", zoo.known("classifier"))
+def test_a_classifier_is_loaded_by_name(name: str) -> None:
+    classifier = load_classifier(name)
+    cuboids = torch.rand(3, classifier.config.channels, *classifier.config.cuboid_shape) * 1000
+    found = classifier.predict(cuboids)
+    exact = load_classifier(name, exact=True).predict(cuboids)
+    assert found == pytest.approx(exact, abs=0.05)
+
+
+def test_a_name_of_another_kind_is_refused_and_a_path_comes_first(tmp_path, monkeypatch) -> None:
+    name = zoo.known("backbone")[0]
+    with pytest.raises(CheckpointError, match=f"{name} is a backbone, expected a classifier"):
+        zoo.find(name, "classifier")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    assert zoo.find(name, "backbone") is None
+    assert zoo.find("no such name", "backbone") is None
+
+
+def test_larger_weights_are_downloaded_once_and_checked(tmp_path: Path, monkeypatch) -> None:
+    source = tmp_path / "elsewhere"
+    source.write_bytes(b"weights" * 400_000)
+    told = {
+        "kind": "backbone",
+        "file": "large.safetensors",
+        "licence": "MIT",
+        "data": "none",
+        "command": "none",
+        "url": source.as_uri(),
+    }
+    right = zoo.Entry(**told, sha256=hashlib.sha256(source.read_bytes()).hexdigest())
+    wrong = zoo.Entry(**told, sha256="0" * 64)
+    monkeypatch.setenv("CUBECLF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(zoo, "index", lambda: {"large": right, "changed": wrong})
+    with pytest.raises(CheckpointError, match=r"has the SHA-256 .* expected 000"):
+        zoo.find("changed", "backbone")
+    assert not (tmp_path / "cache").exists()
+    found = zoo.find("large", "backbone")
+    assert found is not None
+    assert found.read_bytes() == source.read_bytes()
+    source.unlink()
+    assert zoo.find("large", "backbone") == found
+
+
+def test_what_cannot_be_downloaded_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no file at"):
+        download((tmp_path / "nothing").as_uri(), tmp_path / "to", None)
+    with pytest.raises(RunFailed, match="nowhere://x cannot be downloaded: "):
+        download("nowhere://x", tmp_path / "to", None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_weights_come_with_a_wheel(tmp_path: Path) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "-q",
+        str(ROOT),
+        "-w",
+        str(tmp_path),
+    ]
+    subprocess.run(words, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    # With the packages that are here, but for cubeclf itself, which is the wheel's.
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True)
+    there = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    here = Path(torch.__file__).parents[1]
+    code = (
+        f"import sys; sys.path[:0] = [{there!r}]; sys.path.append({str(here)!r})\n"
+        "from cubeclf_core import zoo; from cubeclf_core.backbones import load_backbone\n"
+        f"assert zoo.__file__.startswith({there!r}), zoo.__file__\n"
+        "for name in zoo.known('backbone'): load_backbone(name)\n"
+        "from cubeclf_core.classifier import load_classifier\n"
+        "for name in zoo.known('classifier'): load_classifier(name)\n"
+    )
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
