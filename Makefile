@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo compare test test-all lint types check clean
+.PHONY: help install demo compare benchmarks test test-all lint types check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ demo: $(STAMP)  ## the whole job on two simulated brains, in a few minutes
 
 compare: $(STAMP)  ## networks and simple rules on three simulated brains, label for label
 	$(BIN)/python -m benchmarks.comparison small --folder compare --resume
+
+benchmarks: $(STAMP)  ## docs/benchmarks.md from what has been measured
+	$(BIN)/python -m benchmarks.page
 
 test: $(STAMP)  ## the quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2  # a thread a worker

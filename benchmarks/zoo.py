@@ -60,7 +60,7 @@ PRETRAINING: Mapping[str, Any] = {
     "seed": 0,
     "logger": ["none"],
 }
-HEAD: Mapping[str, Any] = {"freeze": True, "seed": 0}
+HEAD: Mapping[str, Any] = {"freeze": True, "labels": 2000, "copies": 1, "seed": 0}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

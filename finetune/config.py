@@ -33,9 +33,10 @@ class FinetuneConfig:
     Parameters
     ----------
     backbone
-        Folder of a pretraining run, a .safetensors file, timm:NAME, scratch:vit-SIZE (nano, micro,
-        tiny, small, base) or resnet18 … resnet152 (cellfinder's network) for random weights, a
-        model of cellfinder's, .h5 or .keras, or a bundle of `cubeclf-export`.
+        Folder of a pretraining run, a .safetensors file, vit3d-tiny-v1 (which comes with cubeclf),
+        timm:NAME, scratch:vit-SIZE (nano, micro, tiny, small, base) or resnet18 … resnet152
+        (cellfinder's network) for random weights, a model of cellfinder's, .h5 or .keras, or a
+        bundle of `cubeclf-export`.
     out
         Folder of the run.
     brains

@@ -1,0 +1,206 @@
+"""Write docs/benchmarks.md from what the benchmarks have measured: `benchmarks/results/*.json`.
+
+    python -m benchmarks.page
+
+Nothing is measured here; a part whose file is missing says so. Copy a benchmark's --json there to
+bring the page up to date, and a comparison's table.md, results.csv and learning_curves.png into
+`benchmarks/results/comparison_NAME`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.output import Figures
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
+_BRAIN_VOXELS = 1e11
+_CUBOID_VOXELS = 20 * 50 * 50
+
+# Of the worked estimate, beside what was measured.
+BRAINS, CANDIDATES, NODES, CORES = 100, 500_000, 10, 16
+_LARGEST = "tissue 200000.cubeclf.nano.fast"
+
+
+def main() -> int:
+    """Write the page; give the exit code."""
+    text = page(RESULTS, DOCS)
+    (DOCS / "benchmarks.md").write_text(text, encoding="utf-8")
+    print(f"page: {DOCS / 'benchmarks.md'}")
+    return 0
+
+
+def page(results: Path, docs: Path) -> str:
+    """Put the parts together; pictures of comparisons are copied into `docs`/figures."""
+    parts = [
+        "# What it costs, and what it is worth",
+        "Made by `make benchmarks` from `benchmarks/results`. Times on CPUs are of shared "
+        "machines: ratios count, not seconds. Each part names its command.",
+    ]
+    for folder in sorted(results.glob("comparison_*")):
+        parts += _comparison(folder, docs)
+    for name, title, command, write in PARTS:
+        parts += [f"## {title}", f"`{command}`"]
+        file = results / f"{name}.json"
+        if file.exists():
+            figures: Figures = json.loads(file.read_text(encoding="utf-8"))
+            parts += [_machine(figures), *write(figures)]
+        else:
+            parts.append("Not measured yet.")
+    parts += ["## A hundred brains", *_estimate(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _comparison(folder: Path, docs: Path) -> list[str]:
+    name = folder.name.removeprefix("comparison_")
+    parts = [f"## Label for label: {name}"]
+    parts.append(f"`python -m benchmarks.comparison {name} --folder F`")
+    for file in ("about.md", "table.md"):
+        if (folder / file).exists():
+            text = (folder / file).read_text(encoding="utf-8").strip()
+            parts.append(text.replace("\n## ", "\n### "))
+    picture = folder / "learning_curves.png"
+    if picture.exists():
+        (docs / "figures").mkdir(exist_ok=True)
+        shutil.copyfile(picture, docs / "figures" / f"{name}.png")
+        parts.append(f"![Learning curves](figures/{name}.png)")
+    return parts
+
+
+def _gpu(figures: Figures) -> list[str]:
+    rows = [["step", "batch", "cuboids/s", "of bf16 peak", "GB", "waiting", "epoch of 10¹¹ voxels"]]
+    for key in _keys(figures, "train.", ".cuboids_per_s"):
+        _, method, size, mode = key.split(".")
+        rate = float(figures[f"{key}.cuboids_per_s"])
+        peak = figures.get(f"{key}.share_of_peak")
+        rows.append(
+            [
+                f"{method} {size}, {mode}",
+                f"{figures[f'{key}.batch_size']:.0f}",
+                f"{rate:,.0f}",
+                "" if peak is None else f"{peak:.0%}",
+                f"{figures[f'{key}.memory_gb']:.1f}",
+                f"{figures[f'{key}.wait_share']:.1%}",
+                _minutes(_BRAIN_VOXELS / _CUBOID_VOXELS / rate),
+            ]
+        )
+    classifiers = [["classifier", "cuboids/s", "GB", "500,000 candidates"]]
+    for key in _keys(figures, "infer.", ".cuboids_per_s"):
+        rate = float(figures[f"{key}.cuboids_per_s"])
+        memory = f"{figures[f'{key}.memory_gb']:.1f}"
+        size = key.removeprefix("infer.")
+        classifiers.append([size, f"{rate:,.0f}", memory, f"{CANDIDATES / rate:.0f} s"])
+    told = [
+        f"{figures['card']}: products of matrices of 8192² in bfloat16 reach "
+        f"{figures['products_tflops']:.0f} TFLOP/s, the data sheet's peak is "
+        f"{figures['peak_tflops']:.0f}. An epoch is as many cuboids as fill the brain at 5×1×1 µm.",
+        _table(rows),
+        "Networks alone, counts on the card:",
+        _table(classifiers),
+    ]
+    return told + ([str(figures["note"])] if "note" in figures else [])
+
+
+def _classification(figures: Figures) -> list[str]:
+    rows = [["3,000 candidates, a whole command", "candidates/s", "CPU-s", "GB"]]
+    for key in _keys(figures, "crop.", ".per_second"):
+        rows.append(
+            [
+                key.removeprefix("crop.").replace(".", " "),
+                f"{figures[f'{key}.per_second']:.0f}",
+                f"{figures[f'{key}.cpu_seconds']:.0f}",
+                f"{figures[f'{key}.peak_gb']:.1f}",
+            ]
+        )
+    ratios = {
+        "classify_over_cellfinder": "`cubeclf-classify` over cellfinder with ResNet-50",
+        "keras_over_resnet50": "our `.keras` over ResNet-50, both in cellfinder",
+        "growth_200k_over_20k": "time for 200,000 over 20,000 candidates",
+        "memory_200k_over_20k": "memory for 200,000 over 20,000 candidates",
+    }
+    found = [[what, f"{figures[key]:.2f}"] for key, what in ratios.items() if key in figures]
+    return [_table([["ratio", ""], *found]), _table(rows)]
+
+
+def _scaling(figures: Figures) -> list[str]:
+    rows = [["pretraining, nano", "cuboids/s", "first batch after", "GB a process"]]
+    for key in _keys(figures, "", ".start_seconds"):
+        rows.append(
+            [
+                key.replace(".", " "),
+                f"{figures[f'{key}.cuboids_per_s']:.0f}",
+                f"{figures[f'{key}.start_seconds']:.0f} s",
+                f"{figures[f'{key}.memory_gb']:.2f}",
+            ]
+        )
+    return [_table(rows)]
+
+
+def _streaming(figures: Figures) -> list[str]:
+    rows = [["figure", ""]]
+    for key, value in figures.items():
+        if isinstance(value, float) and "." not in key:
+            rows.append([f"`{key}`", f"{value:,.3g}"])
+    return [_table(rows)]
+
+
+def _estimate(results: Path) -> list[str]:
+    """Work out what a hundred brains take, from candidates a second of two cores."""
+    file = results / "classification.json"
+    if not file.exists():
+        return ["Not measured yet."]
+    figures: Figures = json.loads(file.read_text(encoding="utf-8"))
+    rate = next((float(v) for k, v in figures.items() if _LARGEST in k and "per_second" in k), None)
+    if rate is None:
+        return ["Not measured yet."]
+    a_core = rate / float(figures["cpus"])
+    hours = BRAINS * CANDIDATES / (a_core * NODES * CORES) / 3600
+    return [
+        f"{BRAINS} brains of {CANDIDATES:,} candidates each on {NODES} nodes of {CORES} cores: at "
+        f"{a_core:.0f} candidates a second and core, as measured with 200,000 candidates on "
+        f"{figures['cpus']:.0f} cores, **{hours:.1f} hours**. It assumes that parts are shared out "
+        "evenly (`cubeclf-classify --cluster`), that storage gives each node the chunks around its "
+        "candidates as fast as the local disk did, and that time grows with candidates, as it does "
+        "from 20,000 to 200,000."
+    ]
+
+
+def _machine(figures: Figures) -> str:
+    names = ("card", "processor", "cpus", "cpu_units", "torch_version")
+    return ", ".join(f"{figures[name]}" for name in names if figures.get(name))
+
+
+def _keys(figures: Figures, start: str, end: str) -> list[str]:
+    return [k.removesuffix(end) for k in figures if k.startswith(start) and k.endswith(end)]
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+Write = Callable[[Figures], list[str]]
+PARTS: Sequence[tuple[str, str, str, Write]] = (
+    ("streaming", "Streaming", "python -m benchmarks.streaming --json F", _streaming),
+    ("gpu", "Pretraining and inference on a GPU", "python -m benchmarks.gpu --json F", _gpu),
+    (
+        "classification",
+        "Classification",
+        "python -m benchmarks.classification --folder F --json F",
+        _classification,
+    ),
+    ("scaling", "How it grows", "python -m benchmarks.scaling --json F", _scaling),
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Measure how time and memory grow: with brains, with the batch, and with processes.
+
+Each figure is of a process of its own with one thread: cuboids a second, seconds until the first
+batch, and the most memory it held. How classification grows with candidates is measured by
+`python -m benchmarks.classification`. Takes three minutes; nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from benchmarks.output import Figures, lay_out, machine, working_folder
+from cubeclf_core.axes import Shape3
+from cubeclf_core.console import console, say
+from cubeclf_core.errors import CubeclfError, RunFailed
+from cubeclf_core.files import replacing
+
+BRAINS = (1, 4, 16)
+BATCHES = (16, 64, 256)
+PROCESSES = (1, 2)
+_SHAPE: Shape3 = (128, 256, 256)
+_STEPS = 16
+PACKAGES = ("torch", "timm", "zarr", "numpy")
+
+# What a process measures of a pretraining: from its start, and by its own account.
+_RUN = """
+import json, resource, sys, time
+from pathlib import Path
+start = time.monotonic()
+import torch
+from pretrain.config import PretrainConfig
+from pretrain.fit import Fit
+from pretrain.run import pretrain
+torch.set_num_threads(1)
+first = []
+step = Fit._step
+def timed(self, *args):
+    first.append(time.monotonic())
+    return step(self, *args)
+Fit._step = timed
+given = json.loads(sys.argv[1])
+pretrain(PretrainConfig(**{**given, "out": Path(given["out"])}))
+seconds = (first[-1] - first[2]) / (len(first) - 3)  # the first steps fill the pool
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+told = {"cuboids_per_s": given["batch_size"] / seconds, "start_seconds": first[0] - start}
+print("FIGURES " + json.dumps(told | {"memory_gb": memory}))
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; give the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", type=Path, help="file to write all figures to")
+    given = parser.parse_args(argv)
+    try:
+        with working_folder(None) as folder:
+            figures = measure(folder)
+        if given.json:
+            with replacing(given.json) as made:
+                made.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    except CubeclfError as error:
+        console.print(f"error: {error}", markup=False)
+        return error.exit_code
+    print(table(figures), flush=True)
+    return 0
+
+
+def measure(folder: Path, shape: Shape3 = _SHAPE, steps: int = _STEPS) -> Figures:
+    """Measure all there is: ``brains.N.FIGURE``, ``batch.N.FIGURE``, ``processes.N.FIGURE``.
+
+    Figures are ``cuboids_per_s``, ``start_seconds`` from the start of the process to the first
+    batch, and ``memory_gb``, of one process, GB of 2³⁰ bytes.
+    """
+    from benchmarks.volume import write_brain  # late, so that --help answers at once
+
+    write_brain(folder / "brain.ome.zarr", shape)
+    figures = machine(PACKAGES)
+    for n in BRAINS:
+        figures |= _named(f"brains.{n}", _pretrain(folder, steps, brains=n))
+    for n in BATCHES:
+        figures |= _named(f"batch.{n}", _pretrain(folder, steps, batch_size=n))
+    for n in PROCESSES:
+        figures |= _named(f"processes.{n}", _pretrain(folder, steps, processes=n))
+    return figures
+
+
+def _named(key: str, found: dict[str, float]) -> Figures:
+    say(f"{key}: {found['cuboids_per_s']:.0f} cuboids/s, {found['memory_gb']:.2f} GB")
+    return {f"{key}.{name}": value for name, value in found.items()}
+
+
+def _pretrain(
+    folder: Path, steps: int, *, brains: int = 1, batch_size: int = 64, processes: int = 1
+) -> dict[str, float]:
+    """Pretrain for some steps, in one process or in several by gloo; figures of the first."""
+    file = folder / f"{brains}.yaml"
+    signal = str(folder / "brain.ome.zarr")
+    entries = [{"name": f"brain {i}", "signal": signal} for i in range(brains)]
+    file.write_text(yaml.safe_dump(entries), encoding="utf-8")
+    settings = {
+        "brains": [str(file)],
+        "out": str(folder / "run"),
+        "size": "nano",
+        "steps": steps,
+        "batch_size": batch_size,
+        "candidate_share": 0.0,
+        "memory_gb": 0.25,
+        "logger": ["none"],
+        "monitor_every": 1_000_000,
+        "checkpoint_every": 1_000_000,
+        "overwrite": True,
+    }
+    code = folder / "run.py"
+    code.write_text(_RUN, encoding="utf-8")
+    words = [sys.executable]
+    if processes > 1:
+        words += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    done = subprocess.run(
+        [*words, str(code), json.dumps(settings)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FIGURES ")]
+    if done.returncode or not lines:
+        raise RunFailed(f"a pretraining failed: {done.stderr.strip().splitlines()[-1:]}")
+    found: dict[str, float] = json.loads(lines[0].removeprefix("FIGURES "))
+    return found
+
+
+def table(figures: Figures) -> str:
+    """Lay the figures out."""
+    rows = [["pretraining, nano", "cuboids/s", "first batch after", "GB a process"]]
+    for what, values in (("brains", BRAINS), ("batch", BATCHES), ("processes", PROCESSES)):
+        for n in values:
+            rate, start, memory = (
+                float(figures[f"{what}.{n}.{name}"])
+                for name in ("cuboids_per_s", "start_seconds", "memory_gb")
+            )
+            rows.append([f"{what} {n}", f"{rate:.0f}", f"{start:.0f} s", f"{memory:.2f}"])
+    return lay_out(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

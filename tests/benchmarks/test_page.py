@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu, scaling
+from benchmarks.page import DOCS, RESULTS, page
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_is_what_the_results_make_of_it(tmp_path: Path) -> None:
+    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == page(RESULTS, tmp_path)
+
+
+def test_a_part_without_a_result_says_so(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(RESULTS, results)
+    (results / "gpu.json").unlink(missing_ok=True)
+    before, after = page(RESULTS, tmp_path), page(results, tmp_path)
+    assert after.count("Not measured yet.") == before.count("Not measured yet.") + 1
+    assert "| simclr tiny, eager |" in before
+    assert "| simclr tiny, eager |" not in after
+
+
+def test_no_result_names_a_path() -> None:
+    for file in RESULTS.rglob("*"):
+        if file.suffix in (".json", ".md", ".csv"):
+            text = file.read_text(encoding="utf-8")
+            assert "/tmp/" not in text, file
+            assert str(Path.home()) + "/" not in text, file
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
+def test_without_a_gpu_it_says_what_measures_here(capfd) -> None:
+    assert gpu.main([]) == 2
+    assert "no GPU here" in capfd.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_measured(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(gpu, "BATCHES", {"nano": 16})
+    assert (
+        gpu.main(["--sizes", "nano", "--methods", "mae", "--json", str(tmp_path / "gpu.json")]) == 0
+    )
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["train.mae.nano.eager.cuboids_per_s"] > 0
+    assert found["train.mae.nano.compiled.cuboids_per_s"] > 0
+    assert "mae nano, compiled" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_growth_is_measured_in_processes_of_their_own(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(scaling, "BRAINS", (1, 2))
+    monkeypatch.setattr(scaling, "BATCHES", (8,))
+    monkeypatch.setattr(scaling, "PROCESSES", (2,))
+    found = scaling.measure(tmp_path, (64, 128, 128), 5)
+    for name in ("brains.1", "brains.2", "batch.8", "processes.2"):
+        assert float(found[f"{name}.cuboids_per_s"]) > 0
+        assert 0.2 < float(found[f"{name}.memory_gb"]) < 8
+    assert "processes 2" in scaling.table(found)
+
+
+@pytest.mark.parametrize("name", ["gpu", "scaling", "serial2p", "zoo"])
+def test_help_says_what_it_is(name: str) -> None:
+    words = [sys.executable, "-W", "error", "-m", f"benchmarks.{name}", "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"python -m benchmarks.{name}" in done.stdout
