@@ -46,6 +46,11 @@ TRAITS: Sequence[Mapping[str, float]] = (
 )
 LICENCE = "BSD-3-Clause"
 TESTED = 2  # the last brains, which no head learns from
+DATA: Mapping[zoo.Kind, str] = {
+    "backbone": f"without labels: {len(TRAITS)} brains of cubeclf-simulate, and the serial "
+    "two-photon crop of cellfinder's tests (BSD-3-Clause)",
+    "classifier": f"labels of {len(TRAITS) - TESTED} brains of cubeclf-simulate, on {BACKBONE}",
+}
 _SHAPE = (96, 512, 512)
 _FIRST_SEED = 1000  # other brains than those of tests and comparisons
 _CROP_UM = (5.0, 2.0, 2.0)
@@ -198,8 +203,7 @@ def publish(run: Path, kind: zoo.Kind, name: str, command: str, into: Path) -> N
             file=file.name,
             sha256=sha256_of(file),
             licence=LICENCE,
-            data=f"{len(TRAITS)} simulated brains of cubeclf-simulate, and the serial two-photon "
-            "crop of cellfinder's tests (BSD-3-Clause)",
+            data=DATA[kind],
             command=command,
         )
     )
