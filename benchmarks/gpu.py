@@ -36,7 +36,14 @@ from pretrain.batches import to_network
 from pretrain.config import PretrainConfig
 
 # Dense products of bfloat16, by the makers' data sheets, in TFLOP/s.
-PEAKS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0}
+PEAKS = {
+    "H200": 989.0,
+    "H100 NVL": 835.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+}
 BATCHES = {"nano": 512, "tiny": 512, "small": 512, "base": 256}
 PACKAGES = ("torch", "timm", "zarr", "numpy")
 _BRAIN_VOXELS = 1e11

@@ -98,7 +98,8 @@ def _gpu(figures: Figures) -> list[str]:
     told = [
         f"{figures['card']}: products of matrices of 8192² in bfloat16 reach "
         f"{figures['products_tflops']:.0f} TFLOP/s, the data sheet's peak is "
-        f"{figures['peak_tflops']:.0f}. An epoch is as many cuboids as fill the brain at 5×1×1 µm.",
+        f"{figures.get('peak_tflops', 'not known')}. An epoch is as many cuboids as fill the "
+        "brain at 5×1×1 µm.",
         _table(rows),
         "Networks alone, counts on the card:",
         _table(classifiers),
@@ -163,9 +164,9 @@ def _estimate(results: Path) -> list[str]:
     return [
         f"{BRAINS} brains of {CANDIDATES:,} candidates each on {NODES} nodes of {CORES} cores: at "
         f"{a_core:.0f} candidates a second and core, as measured with 200,000 candidates on "
-        f"{figures['cpus']:.0f} cores, **{hours:.1f} hours**. It assumes that parts are shared out "
-        "evenly (`cubeclf-classify --cluster`), that storage gives each node the chunks around its "
-        "candidates as fast as the local disk did, and that time grows with candidates, as it does "
+        f"{figures['cpus']:.0f} shared cores, **{hours:.1f} hours**, as an order of magnitude. It "
+        "assumes that parts are shared out evenly (`cubeclf-classify --cluster`), that storage "
+        "gives each node the chunks around its candidates as fast as the local disk did, and that time grows with candidates, as it does "
         "from 20,000 to 200,000."
     ]
 

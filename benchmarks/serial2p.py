@@ -15,15 +15,18 @@ Of an archive whose checksum is not known, the first download's is kept, and ano
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import yaml
@@ -53,15 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     flag("--sha256", help="of the archive, in hexadecimal")
     flag("--folder", type=Path, required=True, help="for cubes, runs and results")
     flag("--backbones", nargs="+", required=True, help="as cubeclf-finetune takes them")
-    flag("--train", type=yaml.safe_load, default={}, help="settings of cubeclf-finetune, YAML")
+    flag("--train", default="{}", help="settings of cubeclf-finetune, YAML")
     flag("--by-folder", action="store_true", help="hold out whole folders")
     flag("--seed", type=int, default=0, help="of the split and of all trainings")
     given = parser.parse_args(argv)
     try:
         folder = given.folder.resolve()
-        cubes = unpack(fetch(given.archive, given.sha256, folder), folder / "cubes")
-        split = write_split(cubes, folder, by_folder=given.by_folder, seed=given.seed)
-        found = {name: score(name, given.train, split, given.seed) for name in given.backbones}
+        train = _settings(given.train)
+        archive, sha256 = fetch(given.archive, given.sha256, folder)
+        cubes = unpack(archive, folder / f"cubes_{sha256[:16]}")
+        split = write_split(cubes, by_folder=given.by_folder, seed=given.seed)
+        found = {name: score(name, train, split, given.seed) for name in given.backbones}
         with replacing(split / "results.json") as made:
             told = {"published": PUBLISHED, "found": found}
             made.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
@@ -74,7 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def fetch(archive: str, sha256: str | None, folder: Path) -> Path:
+def _settings(text: str) -> dict[str, Any]:
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--train is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(given, dict):
+        raise InputError(f"--train is {given}, expected settings such as {{freeze: false}}")
+    return given
+
+
+def fetch(archive: str, sha256: str | None, folder: Path) -> tuple[Path, str]:
     """Download the archive unless it is there; check what it is.
 
     Parameters
@@ -85,19 +100,24 @@ def fetch(archive: str, sha256: str | None, folder: Path) -> Path:
         If it is known; else what the first download had is expected of every later one.
     folder
         To keep it in.
+
+    Returns
+    -------
+    file, sha256
+        Where it is, and what it is.
     """
-    to = folder / Path(archive).name
+    to = folder / Path(urlsplit(archive).path).name
     note = to.with_name(f"{to.name}.sha256")
     expected = sha256 or (note.read_text().strip() if note.exists() else None)
     if not to.exists():
         download(archive, to, expected)
     found = sha256_of(to)
-    if expected not in (None, found):
+    if expected is not None and expected.lower() != found:
         raise InputError(
             f"{to} has the SHA-256 {found}, expected {expected}; delete it to load anew"
         )
     note.write_text(found + "\n")
-    return to
+    return to, found
 
 
 def unpack(archive: Path, to: Path) -> Path:
@@ -113,13 +133,19 @@ def unpack(archive: Path, to: Path) -> Path:
             else:
                 with tarfile.open(archive) as opened:
                     opened.extractall(made, filter="data")
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        except tarfile.ReadError as error:
             raise InputError(f"{archive} is no zip or tar archive: {error}") from error
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
+            raise InputError(f"{archive} cannot be unpacked: {error}") from error
+        except OSError as error:
+            raise RunFailed(f"{archive} cannot be unpacked: {error}") from error
     return to
 
 
-def write_split(cubes: Path, folder: Path, *, by_folder: bool, seed: int) -> Path:
+def write_split(cubes: Path, *, by_folder: bool, seed: int) -> Path:
     """Sort cubes into those to learn from and those to test on; by links, nothing is copied.
+
+    What is there already stays, with the runs in it: the same cubes and seed give the same split.
 
     Returns
     -------
@@ -131,7 +157,9 @@ def write_split(cubes: Path, folder: Path, *, by_folder: bool, seed: int) -> Pat
     )
     if not pairs:
         raise InputError(f"no folders cells and non_cells side by side in {cubes}")
-    split = folder / f"split_{'folders' if by_folder else 'cubes'}_{seed}"
+    split = cubes.with_name(f"{cubes.name}_{'by_folder' if by_folder else 'random'}_{seed}")
+    if all((split / f"{part}.yaml").exists() for part in ("train", "test")):
+        return split
     remove(split)
     random = np.random.default_rng(seed)
     if by_folder and len(pairs) < 2:
@@ -152,19 +180,23 @@ def write_split(cubes: Path, folder: Path, *, by_folder: bool, seed: int) -> Pat
                 if files:
                     group = str(pair.relative_to(cubes))
                     entries[part].append(_entry(to, label, len(files[0]), group))
+    _write_yamls(entries, cubes, split)
+    return split
+
+
+def _write_yamls(entries: Mapping[str, Sequence[dict[str, Any]]], cubes: Path, split: Path) -> None:
     for part, listed in entries.items():
         if {entry["type"] for entry in listed} != set(_KINDS.values()):
             raise InputError(f"too few cubes in {cubes}: those to {part} are not of both classes")
         text = yaml.safe_dump({"data": listed}, sort_keys=False)
         (split / f"{part}.yaml").write_text(text, encoding="utf-8")
-    return split
 
 
 def _cubes_in(folder: Path) -> list[list[Path]]:
     """Files of each cube, by channel."""
     named: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
-        if _CHANNEL.search(file.name):
+        if _CHANNEL.search(file.name) and not file.name.startswith("."):  # as a Mac adds some
             named.setdefault(_CHANNEL.sub("", file.name), []).append(file)
     return list(named.values())
 
@@ -194,14 +226,10 @@ def score(backbone: str, train: Mapping[str, Any], split: Path, seed: int) -> di
     from cubeclf_core.ranking import rank
     from finetune.cubes import list_cubes, read_listed
 
-    run = split / re.sub(r"[^A-Za-z0-9.-]+", "_", backbone)
+    settings = {**train, "backbone": backbone, "cubes": [str(split / "train.yaml")], "seed": seed}
+    told = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    run = split / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', backbone)}_{told[:8]}"
     if not (run / "exported" / "classifier.safetensors").exists():
-        settings = {
-            **train,
-            "backbone": backbone,
-            "cubes": [str(split / "train.yaml")],
-            "seed": seed,
-        }
         config = run.with_suffix(".yaml")
         text = yaml.safe_dump({**settings, "out": str(run), "resume": True})
         config.write_text(text, encoding="utf-8")

@@ -11,6 +11,8 @@ precision, with a card each and a line in the index.
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import shlex
 import subprocess
 import sys
@@ -23,12 +25,12 @@ from typing import Any
 import yaml
 
 from cubeclf_core import zoo
-from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
+from cubeclf_core.checkpoint import load_checkpoint, save_checkpoint
 from cubeclf_core.config import SimulateConfig
 from cubeclf_core.console import console, say
 from cubeclf_core.downloads import sha256_of
 from cubeclf_core.errors import CubeclfError, RunFailed
-from cubeclf_core.files import replacing
+from cubeclf_core.files import remove, replacing
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 BACKBONE, CLASSIFIER = "vit3d-tiny-v1", "cells-tiny-v1"
@@ -89,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             pretrain(folder)
             publish(folder / "pretrained", "backbone", BACKBONE, command, given.into)
         if given.only != "backbone":
-            train_head(folder)
+            train_head(folder, given.into)
             publish(folder / "classifier", "classifier", CLASSIFIER, command, given.into)
     except CubeclfError as error:
         console.print(f"error: {error}", markup=False)
@@ -146,11 +148,11 @@ def pretrain(folder: Path) -> None:
     _run("pretrain", settings, folder / "pretrained")
 
 
-def train_head(folder: Path) -> None:
-    """Run `cubeclf-finetune`, or go on with it."""
+def train_head(folder: Path, into: Path) -> None:
+    """Run `cubeclf-finetune` on the backbone in `into`, or go on with it."""
     settings = {
         **HEAD,
-        "backbone": BACKBONE,
+        "backbone": str((into / f"{BACKBONE}.safetensors").resolve()),
         "brains": [str(folder / "learn.yaml")],
         "test": [str(folder / "test.yaml")],
     }
@@ -158,13 +160,18 @@ def train_head(folder: Path) -> None:
 
 
 def _run(command: str, settings: Mapping[str, Any], out: Path) -> None:
-    if (out / "exported").is_dir() and not (out / "checkpoint").exists():
-        weights = {"pretrain": "backbone", "finetune": "classifier"}[command]
-        if (out / "exported" / f"{weights}.safetensors").exists():
-            say(f"{out} is there already")
-            return
+    """Run a command, or go on with it; what is done with other settings is done anew."""
     file = out.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump({**settings, "out": str(out), "resume": True}), encoding="utf-8")
+    text = yaml.safe_dump({**settings, "out": str(out), "resume": True})
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        remove(out)
+    weights = (
+        out / "exported" / f"{'backbone' if command == 'pretrain' else 'classifier'}.safetensors"
+    )
+    if weights.exists():
+        say(f"{out} is there already")
+        return
+    file.write_text(text, encoding="utf-8")
     code = f"from {command}.commands import {command}; {command}()"
     words = [sys.executable, "-c", code, "--config", str(file)]
     if subprocess.run(words, check=False).returncode:
@@ -188,14 +195,17 @@ def publish(run: Path, kind: zoo.Kind, name: str, command: str, into: Path) -> N
         Folder of the index.
     """
     header, tensors = load_checkpoint(run, kind)
+    header.provenance["command"] = command  # not where it was on this machine
+    if kind == "classifier":
+        header.training["backbone"]["backbone"] = BACKBONE
     halved = {
         key: tensor.half() if tensor.is_floating_point() else tensor
         for key, tensor in tensors.items()
     }
     file = into / f"{name}.safetensors"
-    save_checkpoint(file, Header(**asdict(header)), halved)
-    card = (run / "exported" / "README.md").read_text(encoding="utf-8")
-    (into / f"{name}.md").write_text(_clean(card, run, name), encoding="utf-8")
+    save_checkpoint(file, header, halved)
+    card = _classifier_card(run, name) if kind == "classifier" else _backbone_card(run, name)
+    (into / f"{name}.md").write_text(card.replace(_UNDECIDED[kind], f"{LICENCE}, as its data."))
     listed = {key: asdict(entry) for key, entry in _index(into).items()}
     listed[name] = asdict(
         zoo.Entry(
@@ -218,16 +228,34 @@ def _index(into: Path) -> dict[str, zoo.Entry]:
     return {name: zoo.Entry(**entry) for name, entry in told.items()}
 
 
-_UNDECIDED = "The owner of the data above decides on the licence of these weights."
+_UNDECIDED: Mapping[zoo.Kind, str] = {
+    "backbone": "The owner of the data above decides on the licence of these weights.",
+    "classifier": "The owner of the labelled data decides on the licence of these weights.",
+}
 
 
-def _clean(card: str, run: Path, name: str) -> str:
+def _backbone_card(run: Path, name: str) -> str:
     """Call the weights by their name, and leave out paths and pictures that do not come along."""
-    card = card.replace(str(run.parent), "FOLDER").replace(_UNDECIDED, f"{LICENCE}, as its data.")
-    for kind in ("backbone", "classifier"):
-        card = card.replace(f"{kind}.safetensors", name)
-    lines = [line for line in card.splitlines() if not line.startswith("![")]
-    return "\n".join(lines) + "\n"
+    card = (run / "exported" / "README.md").read_text(encoding="utf-8")
+    card = card.replace(str(run.parent), "FOLDER").replace("backbone.safetensors", name)
+    return "\n".join(line for line in card.splitlines() if not line.startswith("![")) + "\n"
+
+
+def _classifier_card(run: Path, name: str) -> str:
+    """Describe it as its export would, with what it reached on brains that it has not seen."""
+    from cubeclf_core.trained import load_trained
+    from finetune.exporting.card import export_card
+
+    classifier, header = load_trained(run)
+    told = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["evaluation"]["brains"]
+    results = {
+        f"{brain}, which it has not seen": f"AUC {found['auc']:.3f}, average precision "
+        f"{found['average_precision']:.3f} ({found['prevalence']:.3f} are cells)"
+        for brain, found in told.items()
+    }
+    card = export_card(name, "bundle", header, classifier, results)
+    card = card[card.index("# ") :].replace("takes the folder", "takes the name")
+    return re.sub(r"; `cubeclf-finetune --backbone` starts [^.]*", "", card)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from cubeclf_core.errors import CheckpointError
 from cubeclf_core.files import replacing
 from cubeclf_core.network_configs import read_backbone_config
 from cubeclf_core.normalise import NORMALISATION
-from cubeclf_core.zoo import index
 
 FORMAT_VERSION = 1
 BUNDLED = "model.safetensors"
@@ -93,10 +92,8 @@ def load_checkpoint(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
         bundled = path / BUNDLED
         file = bundled if bundled.is_file() else path / "exported" / f"{kind}.safetensors"
     if not file.is_file():
-        names = ", ".join(name for name, entry in index().items() if entry.kind == kind)
         raise CheckpointError(
             f"no {kind} at {file}; expected a run's folder or a .safetensors file"
-            + (f", or one of {names}" if names else "")
         )
     try:
         with safe_open(file, "pt") as opened:

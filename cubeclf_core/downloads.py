@@ -49,7 +49,7 @@ def download(url: str, to: Path, sha256: str | None) -> None:
                     while part := source.read(_AT_A_TIME):
                         target.write(part)
                         show(1)
-            if sha256 is not None and (found := sha256_of(temporary)) != sha256:
+            if sha256 is not None and (found := sha256_of(temporary)) != sha256.lower():
                 raise CheckpointError(f"{url} has the SHA-256 {found}, expected {sha256}")
     except CheckpointError:
         raise

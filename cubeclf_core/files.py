@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -61,33 +60,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def content_hash(location: str | Path) -> str:
-    """Tell apart what files hold, whatever they are called.
-
-    Parameters
-    ----------
-    location
-        A file; the folder of a run, whose exported weights count alone; any other folder, with all
-        that is in it; or a name that is no path, which stands for itself.
-
-    Returns
-    -------
-    str
-        SHA-256 in hexadecimal, or the name.
-    """
-    path = Path(location)
-    if not str(location) or not path.exists():
-        return str(location)
-    weights = [path / "exported" / f"{kind}.safetensors" for kind in ("classifier", "backbone")]
-    files = [file for file in weights if file.is_file()][:1] or sorted(path.rglob("*"))
-    found = hashlib.sha256()
-    for file in [path] if path.is_file() else files:
-        if file.is_file():
-            with file.open("rb") as opened:
-                found.update(hashlib.file_digest(opened, "sha256").digest())
-    return found.hexdigest()
 
 
 def mark(folder: Path) -> None:

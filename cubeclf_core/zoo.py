@@ -10,7 +10,6 @@ import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -85,7 +84,7 @@ def find(name: str | Path, kind: Kind) -> Path | None:
         raise CheckpointError(f"{name} is a {entry.kind}, expected a {kind}: {fitting}")
     if entry.url is None:
         return _package() / entry.file
-    kept = _cache() / entry.file
+    kept = _cache() / f"{entry.sha256[:16]}-{entry.file}"
     if not kept.exists():
         download(entry.url, kept, entry.sha256)
     return kept
@@ -97,7 +96,8 @@ def known(kind: Kind) -> list[str]:
 
 
 def _package() -> Path:
-    return Path(str(files("checkpoints")))
+    """Folder of the weights: beside this package, in a checkout and where a wheel was installed."""
+    return Path(__file__).parents[1] / "checkpoints"
 
 
 def _cache() -> Path:

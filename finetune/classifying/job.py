@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cubeclf_core.brains import Brain
+from cubeclf_core.content import content_hash
 from cubeclf_core.errors import InputError
 from cubeclf_core.fast import fastest
-from cubeclf_core.files import content_hash, replacing
+from cubeclf_core.files import replacing
 from finetune.config import ClassifyConfig
 
 _FILE = "job.json"

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cubeclf_core import zoo
 from cubeclf_core.axes import Shape3
 from cubeclf_core.brains import Brain
 from cubeclf_core.cells import Cells
@@ -246,7 +247,7 @@ def _task(config: ClassifyConfig, work: Work, job: str) -> Task:
     return Task(
         job,
         work.brain.at.from_anywhere(),
-        tuple(path.absolute() for path in config.classifier),
+        tuple(zoo.find(path, "classifier") or path.absolute() for path in config.classifier),
         exact=config.exact,
         flips=config.tta,
         computing=computing(exact=config.exact),

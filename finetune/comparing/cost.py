@@ -40,6 +40,11 @@ class Cost:
     device: str
     threads: int
 
+    @property
+    def kind(self) -> str:
+        """Kind of the device, as `finetune.comparing.networks.DEVICE_KINDS` has it."""
+        return "cpu" if self.device == "cpu" else "cuda"
+
 
 def measure_cost(config: FinetuneConfig) -> Cost:
     """Build a contender's network and measure it."""

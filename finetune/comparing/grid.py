@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cubeclf_core.content import content_hash
 from cubeclf_core.errors import InputError, RunFailed
-from cubeclf_core.files import content_hash, replacing
+from cubeclf_core.files import replacing
 from cubeclf_core.metrics import classification_metrics
 from finetune.comparing.networks import DEVICE_KINDS, USUAL, Network, Rate, device_kind
 from finetune.comparing.plan import Contender, Plan
@@ -143,7 +144,7 @@ class Job:
 
     def found(self, task: Task, stock: Stock) -> tuple[str, Path] | None:
         """Where a cell is that is done, and on what: here, or on a device of another kind."""
-        for device in (self.device, *DEVICE_KINDS):
+        for device in dict.fromkeys((self.device, *DEVICE_KINDS)):
             if (file := self.file(task, stock, device)).exists():
                 return device, file
         return None

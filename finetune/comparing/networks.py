@@ -18,9 +18,10 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from cubeclf_core.console import say
+from cubeclf_core.content import content_hash
 from cubeclf_core.engine import make_fabric
 from cubeclf_core.errors import InputError, RunFailed
-from cubeclf_core.files import content_hash, replacing
+from cubeclf_core.files import replacing
 from cubeclf_core.heads import CELL_CLASS
 from finetune.comparing.plan import Contender
 from finetune.comparing.stock import Stock

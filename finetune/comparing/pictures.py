@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from cubeclf_core.drawing import plain_text
 from finetune.comparing.cost import Cost
 from finetune.comparing.grid import Row
-from finetune.comparing.plan import ALL, UNSEEDED, Plan, budget_name, common_row
+from finetune.comparing.plan import UNSEEDED, Plan, budget_name, common_row
 from finetune.comparing.table import TITLES, by_group, over_seeds
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "0.45")
@@ -59,7 +59,7 @@ def learning_curves(plan: Plan, rows: Sequence[Row]) -> Figure:
 
 
 def group_bars(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figure:
-    """Plot each group by itself at the largest budget that is a number: means, and each seed."""
+    """Plot each group by itself at the budget that most have: means, and each seed."""
     protocols = list(dict.fromkeys(protocol for protocol, _ in plan.rows))
     groups = sorted({row.group for row in rows})
     figure = Figure((10, 3.4 * len(protocols)), layout="constrained")
@@ -68,8 +68,7 @@ def group_bars(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figure:
     for axes, protocol in zip(
         figure.subplots(len(protocols), 1, squeeze=False)[:, 0], protocols, strict=True
     ):
-        numbers = [n for p, n in plan.rows if p == protocol and n != ALL]
-        budget = max(numbers, default=ALL)
+        _, budget = common_row(plan, protocol)
         width = 0.8 / len(plan.contenders)
         for number, contender in enumerate(plan.contenders):
             x = np.arange(len(groups)) + (number + 0.5) * width - 0.4
@@ -104,7 +103,8 @@ def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Co
     seconds: dict[str, list[float]] = {name: [] for name in costs}
     for found in rows:
         if found.contender in costs and (found.protocol, found.budget) == row:
-            seconds[found.contender].append(found.train_seconds)
+            here = found.device == costs[found.contender].kind
+            seconds[found.contender].append(found.train_seconds if here else np.nan)
     for number, contender in enumerate(plan.contenders):
         cost, value = costs.get(contender.name), values.get((contender.name, *row))
         if cost is None or value is None:

@@ -201,12 +201,20 @@ class Plan:
         return dataclasses.replace(self, contenders=kept, reference=reference)
 
 
-def common_row(plan: Plan) -> tuple[str, int]:
-    """Choose what all contenders are compared in: of the rows of all, the last with a number."""
-    rows = [set(plan.rows_of(contender)) for contender in plan.contenders]
-    common = [row for row in plan.rows if all(row in own for own in rows)]
-    numbers = [row for row in common if row[1] != ALL]
-    return (numbers or common or plan.rows)[-1]
+def common_row(plan: Plan, protocol: str = "") -> tuple[str, int]:
+    """Choose what contenders are compared in: what most take part in, the last with a number.
+
+    Parameters
+    ----------
+    plan
+        Of the comparison.
+    protocol
+        Of the row, if it is to be of a certain one.
+    """
+    taken = [row for contender in plan.contenders for row in plan.rows_of(contender)]
+    rows = [row for row in plan.rows if protocol in ("", row[0])]
+    last = {row: i for i, row in enumerate(rows)}
+    return max(rows, key=lambda row: (taken.count(row), row[1] != ALL, last[row]))
 
 
 def budget_name(n: int) -> str:
@@ -394,6 +402,8 @@ class _Reader:
             },
             channels=channels,
         )
+        rowless = all(found.budgets.get(protocol) == () for protocol in ("own", "transfer"))
+        self.must(not rowless, where, "without any labels", "budgets of own, transfer or both")
         try:
             found.settings("any", 0)
         except (InputError, TypeError) as error:

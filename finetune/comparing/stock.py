@@ -124,7 +124,7 @@ def fill(folder: Path, sources: Sources, channels: int, network: BackboneConfig)
         digest = hashlib.sha256(_signature(cuboids).encode())
         for part in (data.labels, data.positions, data.voxels_um):
             digest.update(np.ascontiguousarray(part).data)
-        digest.update(json.dumps([data.brains, data.volumes]).encode())
+        digest.update(json.dumps(data.brains).encode())
         words = {
             "brains": data.brains,
             "volumes": data.volumes,
@@ -140,12 +140,12 @@ def fill(folder: Path, sources: Sources, channels: int, network: BackboneConfig)
 
 def _signature(cuboids: npt.NDArray[np.float32]) -> str:
     """Tell what cuboids show, alike on all machines, whose resampling rounds in its own ways."""
-    middle = cuboids[(slice(None), slice(None), *(n // 2 for n in cuboids.shape[2:]))].mean(1)
-    parts = []
-    for cuboid, centre in zip(cuboids, middle, strict=True):
-        parts.append(f"{cuboid.mean(dtype=np.float64):.4g} {cuboid.std(dtype=np.float64):.4g}")
-        parts.append(f"{centre:.4g}")
-    return " ".join([str(cuboids.shape), *parts])
+    parts = [str(cuboids.shape)]
+    for cuboid in cuboids:
+        for channel in cuboid:
+            mean, deviation = channel.mean(dtype=np.float64), channel.std(dtype=np.float64)
+            parts.append(f"{mean:.3g} {deviation:.3g}")
+    return " ".join(parts)
 
 
 def look(folder: Path) -> Stock:

@@ -115,6 +115,9 @@ def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
                 f"{statistics.median(found.train_seconds for found in own):.1f}",
                 f"{max(found.memory_gb for found in own):.1f}",
             ]
+            # Done elsewhere: its times are not to be compared with those of this device.
+            if cost and {found.device for found in own} != {cost.kind}:
+                took = [f"{value} ({', '.join({f.device for f in own})})" for value in took]
         body.append([contender.name, *of_network, *took])
     return _lay_out(head, body)
 

@@ -47,6 +47,7 @@ def export_card(
         What the export measured, by name.
     """
     training = dict(header.training)
+    training.pop("reference", None)  # by which drift is noticed: hundreds of numbers
     labels = training.pop("labels", None)
     if isinstance(labels, Mapping):
         brains = ", ".join(map(str, labels.get("brains", [])))

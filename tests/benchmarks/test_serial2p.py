@@ -11,7 +11,7 @@ import pytest
 import tifffile
 import yaml
 
-from benchmarks.serial2p import main
+from benchmarks.serial2p import fetch, main, unpack, write_split
 from finetune.cubes import list_cubes
 
 SHAPE = (20, 50, 50)
@@ -44,15 +44,21 @@ def words(archive: Path, folder: Path, *more: str) -> list[str]:
 def test_the_protocol_from_archive_to_figure(archive: Path, tmp_path: Path, capfd) -> None:
     assert main(words(archive, tmp_path)) == 0
     assert "false-positive rate at recall 0.99" in capfd.readouterr().out
-    split = tmp_path / "split_cubes_1"
+    (split,) = tmp_path.glob("cubes_*_random_1")
     train, test = (list_cubes(split / f"{part}.yaml") for part in ("train", "test"))
     assert len(train) + len(test) == 96
     names = [{cube.paths[0].resolve() for cube in part} for part in (train, test)]
     assert not names[0] & names[1]
-    found = json.loads((split / "results.json").read_text())["found"]["scratch:vit-nano"]
+    told = (split / "results.json").read_text()
+    found = json.loads(told)["found"]["scratch:vit-nano"]
     assert found["cubes"] == len(test)
     assert found["auc"] > 0.9
     assert 0 <= found["false_positive_rate_at_recall_0.99"] <= 1
+    (weights,) = split.glob("*/exported/classifier.safetensors")
+    before = weights.stat().st_mtime_ns
+    assert main(words(archive, tmp_path)) == 0  # which trains nothing anew
+    assert weights.stat().st_mtime_ns == before
+    assert (split / "results.json").read_text() == told
     # Another archive at the same place is noticed, and nothing is trained on it.
     (tmp_path / "set.zip").write_bytes(b"changed")
     assert main(words(archive, tmp_path)) == 2
@@ -60,19 +66,21 @@ def test_the_protocol_from_archive_to_figure(archive: Path, tmp_path: Path, capf
 
 
 def test_whole_folders_are_held_out(archive: Path, tmp_path: Path) -> None:
-    told = ["--by-folder", "--backbones"]  # no backbone: the split alone
-    with pytest.raises(SystemExit):
-        main([*words(archive, tmp_path)[:-4], *told])
-    from benchmarks.serial2p import fetch, unpack, write_split
-
-    cubes = unpack(fetch(archive.as_uri(), None, tmp_path), tmp_path / "cubes")
-    split = write_split(cubes, tmp_path, by_folder=True, seed=0)
+    file, sha256 = fetch(archive.as_uri(), None, tmp_path)
+    assert fetch(archive.as_uri(), sha256.upper(), tmp_path) == (file, sha256)
+    split = write_split(unpack(file, tmp_path / "cubes"), by_folder=True, seed=0)
     groups = [
         {entry["group"] for entry in yaml.safe_load((split / f"{part}.yaml").read_text())["data"]}
         for part in ("train", "test")
     ]
     assert sorted(map(len, groups)) == [1, 1]
     assert not groups[0] & groups[1]
+
+
+@pytest.mark.parametrize("given", ["{", "5", "[1]"])
+def test_settings_that_are_none_are_refused(given: str, archive: Path, tmp_path, capfd) -> None:
+    assert main([*words(archive, tmp_path)[:-1], given]) == 2
+    assert "error: --train is" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive"])

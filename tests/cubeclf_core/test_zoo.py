@@ -11,7 +11,9 @@ import torch
 
 from cubeclf_core import zoo
 from cubeclf_core.backbones import load_backbone
+from cubeclf_core.checkpoint import load_checkpoint
 from cubeclf_core.classifier import load_classifier
+from cubeclf_core.content import content_hash
 from cubeclf_core.downloads import download, sha256_of
 from cubeclf_core.errors import CheckpointError, InputError, RunFailed
 from cubeclf_core.network_configs import prepare
@@ -31,8 +33,17 @@ def test_what_the_index_tells_of_is_there_with_its_card(name: str) -> None:
     assert entry.licence
     assert entry.data
     card = (ROOT / "checkpoints" / f"{name}.md").read_text(encoding="utf-8")
+    assert "/tmp/" not in card + str(load_checkpoint(file, entry.kind)[0])
+    assert content_hash(name) == entry.sha256
     assert card.startswith(f"# {name}\n")
     assert entry.command.startswith("python -m benchmarks.zoo")
+
+
+def test_there_are_weights_of_both_kinds() -> None:
+    assert "vit3d-tiny-v1" in zoo.known("backbone")
+    assert "cells-tiny-v1" in zoo.known("classifier")
+    files = {file.name for file in (ROOT / "checkpoints").glob("*.safetensors")}
+    assert files == {entry.file for entry in zoo.index().values() if entry.url is None}
 
 
 @pytest.mark.parametrize("name", zoo.known("backbone"))
@@ -45,6 +56,7 @@ def test_a_backbone_is_loaded_by_name_and_takes_one_channel_or_two(name: str) ->
     assert embedded.shape == (2, backbone.embedding_width)
     assert embedded.isfinite().all()
     assert has_seen(name, frozenset({"any"})) == "no"
+    assert has_seen(name, frozenset({"data/serial2p_crop/ch0"})) == "unknown"
 
 
 @pytest.mark.parametrize("name", zoo.known("classifier"))
