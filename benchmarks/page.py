@@ -166,8 +166,8 @@ def _estimate(results: Path) -> list[str]:
         f"{a_core:.0f} candidates a second and core, as measured with 200,000 candidates on "
         f"{figures['cpus']:.0f} shared cores, **{hours:.1f} hours**, as an order of magnitude. It "
         "assumes that parts are shared out evenly (`cubeclf-classify --cluster`), that storage "
-        "gives each node the chunks around its candidates as fast as the local disk did, and that time grows with candidates, as it does "
-        "from 20,000 to 200,000."
+        "gives each node the chunks around its candidates as fast as the local disk did, and that "
+        "time grows with candidates, as it does from 20,000 to 200,000."
     ]
 
 

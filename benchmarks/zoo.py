@@ -254,6 +254,8 @@ def _classifier_card(run: Path, name: str) -> str:
         for brain, found in told.items()
     }
     card = export_card(name, "bundle", header, classifier, results)
+    card = card.replace("load_classifier\nclassifier", "load_classifier\n\nclassifier")
+    card = card.replace(f"'{name}'", f'"{name}"')
     card = card[card.index("# ") :].replace("takes the folder", "takes the name")
     return re.sub(r"; `cubeclf-finetune --backbone` starts [^.]*", "", card)
 

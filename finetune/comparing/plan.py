@@ -271,6 +271,9 @@ def read_plan(file: Path) -> Plan:
             found = ", ".join(map(budget_name, budgets))
             some = f"some of {', '.join(map(budget_name, wanted)) or 'none'}, as the plan has them"
             reader.must(set(budgets) <= set(wanted), where, found, some)
+        left = [contender.budgets.get(protocol, asked[protocol]) for protocol in asked]
+        where = f"contenders.{contender.name}"
+        reader.must(any(left), where, "without labels", "some budgets of own or transfer")
     rates = top.get("rates", [1])
     fits = isinstance(rates, list) and rates and all(_positive(rate) for rate in rates)
     reader.must(bool(fits), "rates", rates, "a list of numbers above 0")
@@ -402,8 +405,6 @@ class _Reader:
             },
             channels=channels,
         )
-        rowless = all(found.budgets.get(protocol) == () for protocol in ("own", "transfer"))
-        self.must(not rowless, where, "without any labels", "budgets of own, transfer or both")
         try:
             found.settings("any", 0)
         except (InputError, TypeError) as error:

@@ -121,7 +121,7 @@ def fill(folder: Path, sources: Sources, channels: int, network: BackboneConfig)
             positions=data.positions,
             voxels_um=data.voxels_um,
         )
-        digest = hashlib.sha256(_signature(cuboids).encode())
+        digest = hashlib.sha256(signature(cuboids).encode())
         for part in (data.labels, data.positions, data.voxels_um):
             digest.update(np.ascontiguousarray(part).data)
         digest.update(json.dumps(data.brains).encode())
@@ -138,7 +138,7 @@ def fill(folder: Path, sources: Sources, channels: int, network: BackboneConfig)
     return kept
 
 
-def _signature(cuboids: npt.NDArray[np.float32]) -> str:
+def signature(cuboids: npt.NDArray[np.float32]) -> str:
     """Tell what cuboids show, alike on all machines, whose resampling rounds in its own ways."""
     parts = [str(cuboids.shape)]
     for cuboid in cuboids:

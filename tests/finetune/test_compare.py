@@ -20,10 +20,10 @@ from cubeclf_core.rules import density
 from cubeclf_core.vit import Vit3dConfig
 from finetune.comparing.effects import effects
 from finetune.comparing.grid import Row
-from finetune.comparing.networks import Network, Rate
+from finetune.comparing.networks import DEVICE_KINDS, Network, Rate, device_kind
 from finetune.comparing.plan import ALL, Contender, Own, read_plan
 from finetune.comparing.rules import crowding
-from finetune.comparing.stock import fill, look
+from finetune.comparing.stock import fill, look, signature
 from finetune.comparing.tasks import make_task
 from finetune.labels import Labelled
 from finetune.sources import find_labels
@@ -82,6 +82,7 @@ WRONG = {
         {"contenders": {"x": {"rule": "forest", "transfer": [30]}}},
         "contenders.x.transfer is 30, expected some of 20",
     ),
+    "no budget": ({"contenders": {"x": {"rule": "forest", "transfer": []}}}, "without labels"),
     "seed": ({"pretraining": {"p": {"seed": 1, "brains": ["b"]}}}, "pretraining.p.seed"),
 }
 
@@ -205,6 +206,29 @@ def test_a_comparison_and_what_it_takes_up_again(two: Path, command, monkeypatch
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert len(list((out / "cells").iterdir())) == len(before) + 2
     assert [r for r in rows(out) if r["contender"] != "density"] == found
+    assert {r["device"] for r in rows(out)} == {device_kind()}
+
+
+def test_what_was_done_on_a_device_of_another_kind_counts(two: Path, command, monkeypatch) -> None:
+    monkeypatch.chdir(two)
+    words = ["cubeclf-compare", write_plan(two), "--out", two / "out", "--workers", 1]
+    assert command(*words).code == 0
+    before, cells = rows(two / "out"), sorted((two / "out" / "cells").iterdir())
+    other = next(kind for kind in DEVICE_KINDS if kind != device_kind())
+    monkeypatch.setattr("finetune.comparing.run.device_kind", lambda: other)
+    assert command(*words, "--resume").code == 0
+    assert sorted((two / "out" / "cells").iterdir()) == cells
+    assert rows(two / "out") == before
+
+
+def test_labels_are_known_by_what_they_show_on_any_machine() -> None:
+    random = np.random.default_rng(0)
+    cuboids = random.uniform(100, 900, (20, 2, 4, 10, 10)).astype(np.float32)
+    rounded = cuboids * (1 + np.float32(2e-7) * random.choice([-1, 1], cuboids.shape))
+    assert signature(rounded.astype(np.float32)) == signature(cuboids)
+    assert signature(cuboids[:, ::-1]) != signature(cuboids)
+    assert signature(cuboids[::-1]) != signature(cuboids)
+    assert signature(np.roll(cuboids, 1, axis=4) * 1.02) != signature(cuboids)
 
 
 def test_networks_learn_as_finetune_trains_them(two: Path, simulated, command) -> None:
@@ -314,6 +338,7 @@ def test_differences_are_of_the_same_labels(two: Path) -> None:
                 "backbone": "",
                 "seen": "",
                 "rate_by": "",
+                "device": "",
             }
             zeros = dict.fromkeys(set(Row.__dataclass_fields__) - set(words), 0)
             known = {"contender": contender.name, "seed": seed, "auc": auc, "budget": 20}
