@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.learning.config import SpeedEffort
 from benchmarks.learning.training_speed import Trainer, open_stream
-from benchmarks.output import Figures, lay_out, machine, working_folder
+from benchmarks.output import Figures, machine, working_folder
+from benchmarks.page import gpu_part
 from benchmarks.streams import to_fill
 from cubeclf_core.backbones import build_backbone
 from cubeclf_core.console import console, say
@@ -46,7 +47,6 @@ PEAKS = {
 }
 BATCHES = {"nano": 512, "tiny": 512, "small": 512, "base": 256}
 PACKAGES = ("torch", "timm", "zarr", "numpy")
-_BRAIN_VOXELS = 1e11
 MODES = ("eager", "compiled")
 _STEPS, _ROUNDS = 10, 3
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CubeclfError as error:
         console.print(f"error: {error}", markup=False)
         return error.exit_code
-    print(table(figures, given.sizes, given.methods), flush=True)
+    print("\n\n".join(gpu_part(figures)), flush=True)
     return 0
 
 
@@ -195,41 +195,6 @@ def _products() -> float:
     n = 8192
     a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     return 2 * n**3 / _seconds(lambda: a @ b) / 1e12
-
-
-def table(figures: Figures, sizes: Sequence[str], methods: Sequence[str]) -> str:
-    """Lay the figures out."""
-    rows = [["training step", "batch", "cuboids/s", "of peak", "GB", "waiting", "10¹¹ voxels"]]
-    for mode in MODES:
-        for method in methods:
-            for size in sizes:
-                key = f"train.{method}.{size}.{mode}"
-                rate = float(figures[f"{key}.cuboids_per_s"])
-                peak = figures.get(f"{key}.share_of_peak")
-                rows.append(
-                    [
-                        f"{method} {size}, {mode}",
-                        f"{figures[f'{key}.batch_size']:.0f}",
-                        f"{rate:,.0f}",
-                        "" if peak is None else f"{peak:.0%}",
-                        f"{figures[f'{key}.memory_gb']:.1f}",
-                        f"{figures[f'{key}.wait_share']:.1%}",
-                        f"{_epoch_hours(rate):.2f} h",
-                    ]
-                )
-    inference = [["classifier", "batch", "cuboids/s", "GB"]]
-    for size in sizes:
-        key = f"infer.{size}"
-        rate = float(figures[f"{key}.cuboids_per_s"])
-        batch, memory = figures[f"{key}.batch_size"], figures[f"{key}.memory_gb"]
-        inference.append([size, f"{batch:.0f}", f"{rate:,.0f}", f"{memory:.1f}"])
-    told = f"{figures['card']}: {figures['products_tflops']:.0f} TFLOP/s in products of 8192²"
-    return "\n\n".join([told, lay_out(rows), lay_out(inference)])
-
-
-def _epoch_hours(rate: float) -> float:
-    """Hours to see as many cuboids as fill a brain of 10¹¹ voxels, at 5×1×1 µm."""
-    return _BRAIN_VOXELS / (20 * 50 * 50) / rate / 3600
 
 
 if __name__ == "__main__":

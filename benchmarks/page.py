@@ -72,7 +72,8 @@ def _comparison(folder: Path, docs: Path) -> list[str]:
     return parts
 
 
-def _gpu(figures: Figures) -> list[str]:
+def gpu_part(figures: Figures) -> list[str]:
+    """What `benchmarks.gpu` has measured, as Markdown."""
     rows = [["step", "batch", "cuboids/s", "of bf16 peak", "GB", "waiting", "epoch of 10¹¹ voxels"]]
     for key in _keys(figures, "train.", ".cuboids_per_s"):
         _, method, size, mode = key.split(".")
@@ -128,7 +129,8 @@ def _classification(figures: Figures) -> list[str]:
     return [_table([["ratio", ""], *found]), _table(rows)]
 
 
-def _scaling(figures: Figures) -> list[str]:
+def scaling_part(figures: Figures) -> list[str]:
+    """What `benchmarks.scaling` has measured, as Markdown."""
     rows = [["pretraining, nano", "cuboids/s", "first batch after", "GB a process"]]
     for key in _keys(figures, "", ".start_seconds"):
         rows.append(
@@ -193,14 +195,14 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 Write = Callable[[Figures], list[str]]
 PARTS: Sequence[tuple[str, str, str, Write]] = (
     ("streaming", "Streaming", "python -m benchmarks.streaming --json F", _streaming),
-    ("gpu", "Pretraining and inference on a GPU", "python -m benchmarks.gpu --json F", _gpu),
+    ("gpu", "Pretraining and inference on a GPU", "python -m benchmarks.gpu --json F", gpu_part),
     (
         "classification",
         "Classification",
         "python -m benchmarks.classification --folder F --json F",
         _classification,
     ),
-    ("scaling", "How it grows", "python -m benchmarks.scaling --json F", _scaling),
+    ("scaling", "How it grows", "python -m benchmarks.scaling --json F", scaling_part),
 )
 
 if __name__ == "__main__":

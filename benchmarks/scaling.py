@@ -17,7 +17,8 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.output import Figures, lay_out, machine, working_folder
+from benchmarks.output import Figures, machine, working_folder
+from benchmarks.page import scaling_part
 from cubeclf_core.axes import Shape3
 from cubeclf_core.console import console, say
 from cubeclf_core.errors import CubeclfError, RunFailed
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CubeclfError as error:
         console.print(f"error: {error}", markup=False)
         return error.exit_code
-    print(table(figures), flush=True)
+    print("\n\n".join(scaling_part(figures)), flush=True)
     return 0
 
 
@@ -144,19 +145,6 @@ def _pretrain(
         raise RunFailed(f"a pretraining failed: {done.stderr.strip().splitlines()[-1:]}")
     found: dict[str, float] = json.loads(lines[0].removeprefix("FIGURES "))
     return found
-
-
-def table(figures: Figures) -> str:
-    """Lay the figures out."""
-    rows = [["pretraining, nano", "cuboids/s", "first batch after", "GB a process"]]
-    for what, values in (("brains", BRAINS), ("batch", BATCHES), ("processes", PROCESSES)):
-        for n in values:
-            rate, start, memory = (
-                float(figures[f"{what}.{n}.{name}"])
-                for name in ("cuboids_per_s", "start_seconds", "memory_gb")
-            )
-            rows.append([f"{what} {n}", f"{rate:.0f}", f"{start:.0f} s", f"{memory:.2f}"])
-    return lay_out(rows)
 
 
 if __name__ == "__main__":
