@@ -137,8 +137,14 @@ def _look(number: int) -> dict[str, Any]:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    """Name what any panel shows, each once; `axes` first."""
+    shown: dict[str, Any] = {}
+    for panel in (axes, *figure.axes):
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            shown.setdefault(label, handle)
+    figure.legend(
+        shown.values(), shown.keys(), loc="outside right upper", frameon=False, fontsize=8
+    )
 
 
 def _bare(axes: Axes) -> None:
