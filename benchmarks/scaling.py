@@ -2,7 +2,7 @@
 
 Each figure is of a process of its own with one thread: cuboids a second, seconds until the first
 batch, and the most memory it held. How classification grows with candidates is measured by
-`python -m benchmarks.classification`. Takes three minutes; nothing else should run meanwhile.
+`python -m benchmarks.classification`. Takes some eight minutes; nothing else should run meanwhile.
 """
 
 from __future__ import annotations
