@@ -10,7 +10,6 @@ bring the page up to date, and a comparison's table.md, results.csv and learning
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,34 +28,36 @@ _LARGEST = "tissue 200000.cubeclf.nano.fast"
 
 def main() -> int:
     """Write the page; give the exit code."""
-    text = page(RESULTS, DOCS)
+    text = page(RESULTS)
     (DOCS / "benchmarks.md").write_text(text, encoding="utf-8")
     print(f"page: {DOCS / 'benchmarks.md'}")
     return 0
 
 
-def page(results: Path, docs: Path) -> str:
-    """Put the parts together; pictures of comparisons are copied into `docs`/figures."""
+def page(results: Path) -> str:
+    """Put the parts together: what has been measured, and what the .md beside it says of it."""
     parts = [
         "# What it costs, and what it is worth",
         "Made by `make benchmarks` from `benchmarks/results`. Times on CPUs are of shared "
         "machines: ratios count, not seconds. Each part names its command.",
     ]
     for folder in sorted(results.glob("comparison_*")):
-        parts += _comparison(folder, docs)
+        parts += _comparison(folder)
     for name, title, command, write in PARTS:
         parts += [f"## {title}", f"`{command}`"]
         file = results / f"{name}.json"
         if file.exists():
             figures: Figures = json.loads(file.read_text(encoding="utf-8"))
             parts += [_machine(figures), *write(figures)]
+            if (about := results / f"{name}.md").exists():
+                parts.append(about.read_text(encoding="utf-8").strip())
         else:
             parts.append("Not measured yet.")
     parts += ["## A hundred brains", *_estimate(results)]
     return "\n\n".join(parts) + "\n"
 
 
-def _comparison(folder: Path, docs: Path) -> list[str]:
+def _comparison(folder: Path) -> list[str]:
     name = folder.name.removeprefix("comparison_")
     parts = [f"## Label for label: {name}"]
     parts.append(f"`python -m benchmarks.comparison {name} --folder F`")
@@ -64,11 +65,9 @@ def _comparison(folder: Path, docs: Path) -> list[str]:
         if (folder / file).exists():
             text = (folder / file).read_text(encoding="utf-8").strip()
             parts.append(text.replace("\n## ", "\n### "))
-    picture = folder / "learning_curves.png"
-    if picture.exists():
-        (docs / "figures").mkdir(exist_ok=True)
-        shutil.copyfile(picture, docs / "figures" / f"{name}.png")
-        parts.append(f"![Learning curves](figures/{name}.png)")
+    if (folder / "learning_curves.png").exists():
+        there = f"../benchmarks/results/{folder.name}/learning_curves.png"  # from the page
+        parts.append(f"![Learning curves]({there})")
     return parts
 
 
@@ -96,7 +95,7 @@ def gpu_part(figures: Figures) -> list[str]:
         memory = f"{figures[f'{key}.memory_gb']:.1f}"
         size = key.removeprefix("infer.")
         classifiers.append([size, f"{rate:,.0f}", memory, f"{CANDIDATES / rate:.0f} s"])
-    told = [
+    return [
         f"{figures['card']}: products of matrices of 8192² in bfloat16 reach "
         f"{figures['products_tflops']:.0f} TFLOP/s, the data sheet's peak is "
         f"{figures.get('peak_tflops', 'not known')}. An epoch is as many cuboids as fill the "
@@ -105,7 +104,6 @@ def gpu_part(figures: Figures) -> list[str]:
         "Networks alone, counts on the card:",
         _table(classifiers),
     ]
-    return told + ([str(figures["note"])] if "note" in figures else [])
 
 
 def _classification(figures: Figures) -> list[str]:

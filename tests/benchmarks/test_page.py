@@ -15,15 +15,15 @@ from benchmarks.page import DOCS, RESULTS, page, scaling_part
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_is_what_the_results_make_of_it(tmp_path: Path) -> None:
-    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == page(RESULTS, tmp_path)
+def test_the_page_is_what_the_results_make_of_it() -> None:
+    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == page(RESULTS)
 
 
 def test_a_part_without_a_result_says_so(tmp_path: Path) -> None:
     results = tmp_path / "results"
     shutil.copytree(RESULTS, results)
     (results / "gpu.json").unlink(missing_ok=True)
-    before, after = page(RESULTS, tmp_path), page(results, tmp_path)
+    before, after = page(RESULTS), page(results)
     assert after.count("Not measured yet.") == before.count("Not measured yet.") + 1
     assert "| simclr tiny, eager |" in before
     assert "| simclr tiny, eager |" not in after
