@@ -162,7 +162,7 @@ def _wait_share(step: Callable[[Any], None], batches: Iterator[Any]) -> float:
 
 def _inference(size: str) -> dict[str, float]:
     """Measure a classifier as `cubeclf-classify` computes it, raw counts on the card."""
-    network = Vit3dConfig(size=size, channels=2, projection=128)
+    network = Vit3dConfig(size=size, channels=2, projection=128, pooled_beside=True)
     classifier = FastClassifier(network, HeadConfig()).settle(torch.device("cuda"), torch.bfloat16)
     cuboids = torch.full((1024, 2, *network.cuboid_shape), 300.0, device="cuda")
     cuboids += 30 * torch.randn_like(cuboids)

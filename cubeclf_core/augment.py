@@ -76,14 +76,50 @@ def flip_and_rotate(cuboids: Cuboids, draws: Draws, *, voxel_size_um: Size3) -> 
     These are the 16 symmetries of a cuboid whose y and x are alike in voxels and in µm, or the 8 of
     any other; values are only moved.
     """
-    square = cuboids.shape[3] == cuboids.shape[4] and voxel_size_um[1] == voxel_size_um[2]
-    symmetry = (draws.fork(0, host=True).uniform() * (16 if square else 8)).long()
+    n = 2 * len(_in_plane(cuboids, voxel_size_um))
+    symmetry = (draws.fork(0, host=True).uniform() * n).long()
     moved = torch.empty_like(cuboids)
     for one in symmetry.unique().tolist():
         which = send((symmetry == one).nonzero()[:, 0], cuboids.device)
-        flipped = cuboids[which].flip([axis for bit, axis in enumerate(_VOXELS) if one >> bit & 1])
-        moved[which] = flipped.transpose(3, 4) if one >> 3 else flipped
+        moved[which] = _moved(cuboids[which], one)
     return moved
+
+
+def turns(cuboids: Cuboids, n: int, *, voxel_size_um: Size3) -> list[Cuboids]:
+    """Turn cuboids in n ways: as they are, then others in the plane, then these flipped along z.
+
+    Parameters
+    ----------
+    cuboids
+        Values are only moved.
+    n
+        At least 1; more than there are symmetries are as many as there are.
+    voxel_size_um
+        z y x, of the cuboids.
+
+    Returns
+    -------
+    list of Tensor
+        Each shaped as the cuboids; the first half, or one more, are not flipped along z.
+    """
+    plane = _in_plane(cuboids, voxel_size_um)
+    kept = plane[: -(-n // 2)]
+    flipped = [one | 1 for one in plane[: min(n, 2 * len(plane)) - len(kept)]]
+    return [_moved(cuboids, one) for one in (*kept, *flipped)]
+
+
+def _in_plane(cuboids: Cuboids, voxel_size_um: Size3) -> tuple[int, ...]:
+    """Symmetries that leave z as it is: bits for flips along y (2) and x (4), and to transpose (8).
+
+    Half a turn comes after none, then quarters, so that few of them differ much.
+    """
+    square = cuboids.shape[3] == cuboids.shape[4] and voxel_size_um[1] == voxel_size_um[2]
+    return (0, 6, 10, 12, 2, 4, 8, 14) if square else (0, 6, 2, 4)
+
+
+def _moved(cuboids: Cuboids, symmetry: int) -> Cuboids:
+    flipped = cuboids.flip([axis for bit, axis in enumerate(_VOXELS) if symmetry >> bit & 1])
+    return flipped.transpose(3, 4) if symmetry >> 3 else flipped
 
 
 def bend(cuboids: Cuboids, draws: Draws, *, gamma: float) -> Cuboids:

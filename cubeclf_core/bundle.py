@@ -18,6 +18,7 @@ from cubeclf_core.files import replacing
 from cubeclf_core.network_configs import read_backbone_config
 from cubeclf_core.networks import Backbone, make_network
 from cubeclf_core.trained import Classifier
+from cubeclf_core.vit_config import Vit3dConfig
 
 CARD = "README.md"
 _CONFIG = "config.json"
@@ -69,7 +70,10 @@ def load_bundled_backbone(folder: Path) -> tuple[Backbone, dict[str, Any]]:
         for name, tensor in tensors.items()
         if name.startswith(_BACKBONE)
     }
-    backbone = make_network(read_backbone_config(header.backbone))
+    config = read_backbone_config(header.backbone)
+    if isinstance(config, Vit3dConfig):  # which was for the head
+        config = dataclasses.replace(config, pooled_beside=False)
+    backbone = make_network(config)
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:

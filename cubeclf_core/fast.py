@@ -192,9 +192,8 @@ class FastClassifier(nn.Module):
     def __init__(self, config: Vit3dConfig, head: HeadConfig) -> None:
         super().__init__()
         self.backbone = FastVit(config)
-        width = SIZES[config.size][0]
-        embedding = width if head.takes_tokens else config.projection or 3 * width
-        self.head = Head(head, embedding)
+        width = SIZES[config.size][0] if head.takes_tokens else config.embedding_width
+        self.head = Head(head, width)
 
     def settle(self, device: torch.device, dtype: torch.dtype) -> FastClassifier:
         """Move to a device, and what comes before the last normalisation to a precision."""

@@ -36,3 +36,21 @@ def prepare(
     """Make of raw counts what a network takes: its normalisation, its channels."""
     seen = normalise(cuboids) if config.normalisation == NORMALISATION else cuboids.float()
     return match_channels(seen, config.channels)
+
+
+def n_projected(config: BackboneConfig) -> int:
+    """How many features of an embedding, the first, are a projection of the others; 0 if none."""
+    both = isinstance(config, Vit3dConfig) and config.pooled_beside
+    return config.projection if both else 0  # type: ignore[union-attr]  # both says which
+
+
+def one_vector(
+    features: Float[Tensor, "b *token feature"], config: BackboneConfig
+) -> Float[Tensor, "b kept"]:
+    """What to compare cuboids by, of what a head takes: its projection, or the mean of tokens.
+
+    Surroundings, which lie beside the projection, would be most of the distance of two cuboids.
+    """
+    if features.ndim > 2:
+        return features.mean(1)
+    return features[:, : n_projected(config) or None]

@@ -38,14 +38,16 @@ class PoolsTokens:
         Returns
         -------
         Tensor
-            Shape (b, 3 × width), or (b, projection) where the config has one.
+            Shape (b, 3 × width), or (b, projection) where the config has one; both, the projection
+            first, where it says so.
         """
         grid = grid or self.config.grid
         tokens = tokens[:, 1:].unflatten(1, grid)
         inner = tokens[(slice(None), *(middle(n, 3 if n % 2 else 2) for n in grid))]
         centre = tokens[(slice(None), *(middle(n, 1 if n % 2 else 2) for n in grid))]
         pooled = torch.cat([part.mean(dim=(1, 2, 3)) for part in (tokens, inner, centre)], dim=1)
-        return self.projection(pooled)  # type: ignore[no-any-return]
+        projected: Tensor = self.projection(pooled)
+        return torch.cat([projected, pooled], dim=1) if self.config.pooled_beside else projected
 
 
 def make_projection(width: int, to: int) -> nn.Module:

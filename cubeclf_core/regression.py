@@ -106,6 +106,21 @@ def _directions(features: Floats) -> Floats:
     return np.asarray(np.linalg.svd(features, full_matrices=False)[2].T, np.float64)
 
 
+def mean_of(some: Logistic, all_: Logistic) -> Logistic:
+    """Average the log odds of two rules, of which one knows only the first of the features.
+
+    Parameters
+    ----------
+    some
+        Of the first features.
+    all_
+        Of all, with the same classes and brains.
+    """
+    weight = all_.weight / 2
+    weight[:, : some.weight.shape[1]] += some.weight / 2
+    return Logistic(weight, (some.bias + all_.bias) / 2, (some.intercepts + all_.intercepts) / 2)
+
+
 def share_intercepts(labels: Integers, brains: Integers) -> Integers:
     """Group brains so that each group has all classes that occur; most are alone in theirs.
 

@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cubeclf_core import zoo
 from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CheckpointError, InputError
 from cubeclf_core.heads import Head, HeadConfig
@@ -58,14 +59,37 @@ class Classifier(nn.Module):
         return self.head(self.features(cuboids))  # type: ignore[no-any-return]
 
 
+def fresh_classifier(backbone: Backbone, head: HeadConfig | None = None) -> Classifier:
+    """Put a new head on a backbone; a linear one takes what a projection is made of, too.
+
+    Parameters
+    ----------
+    backbone
+        Its config is changed to say so: no other classifier can have it then.
+    head
+        See `Classifier`.
+    """
+    head = head or HeadConfig()
+    if isinstance(backbone, Vit3d):
+        both = head.kind == "linear" and backbone.config.projection > 0
+        backbone.config = dataclasses.replace(backbone.config, pooled_beside=both)
+    return Classifier(backbone, head)
+
+
 def load_trained(path: Path) -> tuple[Classifier, Header]:
     """Load the network of a fine-tuning run, in evaluation mode, with what its file says.
+
+    Parameters
+    ----------
+    path
+        Of the run or its file; or the name of one that comes with cubeclf, see `cubeclf_core.zoo`.
 
     Raises
     ------
     CheckpointError
         If there is no classifier of ours at `path`.
     """
+    path = zoo.find(path, "classifier") or path
     header, tensors = load_checkpoint(path, "classifier")
     try:
         backbone = make_network(read_backbone_config(header.backbone))

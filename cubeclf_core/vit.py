@@ -81,7 +81,7 @@ class Vit3d(PoolsTokens, VisionTransformer):
     @property
     def embedding_width(self) -> int:
         """Length of what `embed` returns."""
-        return self.config.projection or 3 * int(self.embed_dim)
+        return self.config.embedding_width
 
     def forward(  # type: ignore[override]  # timm's takes an attention mask, of no use here
         self,

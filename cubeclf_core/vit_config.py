@@ -43,8 +43,11 @@ class Vit3dConfig:
     layer_scale
         Where the trained gains of the blocks' branches start; no gains if None.
     projection
-        Length of an embedding: what a small network makes of the pooled tokens; 0 for these
+        Length of an embedding that a small network makes of the pooled tokens; 0 for these
         themselves. It is what objectives that compare views train, see `Vit3d.pool_tokens`.
+    pooled_beside
+        Whether an embedding has, after the projection, the pooled tokens that it is made of: what
+        it was taught to leave out is there for a head that wants it.
     drop_path
         How often the last block's branches are left out in training, in [0, 1); the rate rises
         linearly from 0 at the first block. Drawn from torch's global generator.
@@ -59,6 +62,7 @@ class Vit3dConfig:
     register_tokens: int = 0
     layer_scale: float | None = None
     projection: int = 0
+    pooled_beside: bool = False
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
@@ -78,7 +82,15 @@ class Vit3dConfig:
         gains = self.layer_scale is None or self.layer_scale > 0
         require(gains, "layer_scale", self.layer_scale, "a positive number, 1e-5 for instance")
         require(self.projection >= 0, "projection", self.projection, "0 or more")
+        beside = not self.pooled_beside or self.projection > 0
+        require(beside, "pooled_beside", "true", "a projection, or false: there is nothing beside")
         require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "a number in [0, 1)")
+
+    @property
+    def embedding_width(self) -> int:
+        """Length of an embedding."""
+        pooled = 3 * SIZES[self.size][0]
+        return self.projection + pooled * (self.pooled_beside or not self.projection)
 
     @property
     def normalisation(self) -> str:

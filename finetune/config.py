@@ -89,7 +89,8 @@ class FinetuneConfig:
     patience
         Epochs without an improvement on what is held out, after which a training ends.
     copies
-        Of each cuboid, turned and flipped, from which a head is fitted on a frozen backbone.
+        Of each cuboid, turned in the plane and half of them flipped along z, from which a head on a
+        frozen backbone learns; 16 at most. A linear one is fitted on them whatever is trained.
     precision
         32-true, bf16-mixed, or auto: bf16 on a GPU that has it.
     classes
@@ -303,7 +304,8 @@ class ExportConfig:
     Parameters
     ----------
     run
-        Folder of a fine-tuning run, or its classifier.safetensors.
+        Folder of a fine-tuning run, its classifier.safetensors, or cells-tiny-v1, which comes with
+        cubeclf.
     out
         File to write, such as classifier.keras; of a bundle, the folder.
     format
@@ -362,8 +364,8 @@ class ClassifyConfig:
         OME-Zarr or zarr array (also by URL), folder of TIFF planes, TIFF stack, or a brains file of
         one brain or several; OUT has a folder for each of several, and a table of all.
     classifier
-        Exported file, or folder of a fine-tuning run. Given several times: probabilities are
-        averaged, and the table says how far they disagree.
+        Exported file, folder of a fine-tuning run, or cells-tiny-v1, which comes with cubeclf.
+        Given several times: probabilities are averaged, and the table says how far they disagree.
     cells
         Candidates, a cells XML, YAML or CSV in voxels of the brain; by default those that a brains
         file names.

@@ -1,7 +1,7 @@
 """What a classifier learns from in one step: cuboids with augmentation, or features kept of them.
 
 Features of a frozen backbone are computed once, of each cuboid as it is and of copies that are
-flipped and rotated; a head on a thousand labels then trains in seconds.
+turned in the plane and flipped along z; a head on a thousand labels then trains in seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cubeclf_core.augment import bend, drop_background, flip_and_rotate, photon_noise
+from cubeclf_core.augment import bend, drop_background, flip_and_rotate, photon_noise, turns
 from cubeclf_core.axes import Size3
 from cubeclf_core.config import AugmentConfig
 from cubeclf_core.console import progress
@@ -72,17 +72,16 @@ class Features:
     Attributes
     ----------
     copies
-        On the CPU: first the cuboids as they are, then those that are flipped and rotated.
+        On the CPU: first the cuboids as they are, then turned in the plane, then flipped along z.
         Embeddings, or patch tokens for a head that takes those.
     """
 
     copies: Float[Tensor, "copy n *token width"]
 
     @property
-    def embeddings(self) -> Float[Tensor, "n feature"]:
-        """One vector for each cuboid as it is: the mean, of tokens."""
-        plain = self.copies[0]
-        return plain if plain.ndim == 2 else plain.mean(1)
+    def n_in_plane(self) -> int:
+        """How many of the copies, the first, are not flipped along z."""
+        return -(-len(self.copies) // 2)
 
     def training(self, index: Tensor, draws: Draws) -> Tensor:
         """Take one of the copies of each."""
@@ -107,7 +106,6 @@ def keep_features(
     cuboids: Float[Tensor, "n c z y x"],
     *,
     copies: int,
-    seed: int,
     device: torch.device | str = "cpu",
 ) -> Features:
     """Compute the features of a frozen backbone, once for all that is learned from them.
@@ -119,26 +117,16 @@ def keep_features(
     cuboids
         Raw counts.
     copies
-        Of each cuboid: itself, and others flipped and rotated.
-    seed
-        Of how they are turned.
+        Of each cuboid: itself, and others; see `turns`.
     device
         Where to compute.
     """
     classifier.to(device).eval()
     voxel_size_um = classifier.backbone.config.voxel_size_um
-    everything = torch.arange(len(cuboids))
     kept = []
-    with progress("embedding", copies * len(cuboids), unit="cuboids") as advance:
-        for copy in range(copies):
-
-            def inputs(index: Tensor, copy: int = copy) -> Tensor:
-                advance(len(index))
-                part = cuboids[index].to(device)
-                draws = Draws(seed, copy, index.tolist(), device)
-                if not copy:
-                    return part
-                return flip_and_rotate(part, draws, voxel_size_um=voxel_size_um)
-
-            kept.append(in_parts(classifier.features, inputs, everything))
-    return Features(torch.stack(kept))
+    with progress("embedding", len(cuboids), unit="cuboids") as advance, torch.no_grad():
+        for part in cuboids.split(_AT_A_TIME):
+            turned = turns(part.to(device), copies, voxel_size_um=voxel_size_um)
+            kept.append(torch.stack([classifier.features(one).cpu() for one in turned]))
+            advance(len(part))
+    return Features(torch.cat(kept, dim=1))

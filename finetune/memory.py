@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cubeclf_core.errors import CheckpointError
 from cubeclf_core.files import replacing
+from cubeclf_core.network_configs import one_vector
 from cubeclf_core.trained import Classifier
 from finetune.examples import in_parts
 from finetune.labels import Labelled
@@ -75,6 +76,5 @@ def load_memory(path: Path) -> Memory:
 def embed(
     classifier: Classifier, cuboids: Float[Tensor, "b c z y x"]
 ) -> Float[Tensor, "b feature"]:
-    """Turn raw cuboids into one vector each: what the head takes, or the mean of its tokens."""
-    features = classifier.features(cuboids)
-    return features if features.ndim == 2 else features.mean(1)
+    """Turn raw cuboids into one vector each; see `one_vector`."""
+    return one_vector(classifier.features(cuboids), classifier.backbone.config)

@@ -17,7 +17,7 @@ from cubeclf_core.heads import HeadConfig
 from cubeclf_core.keras_weights import SUFFIXES, load_cellfinder
 from cubeclf_core.networks import Backbone
 from cubeclf_core.resnet import BLOCKS, ResNet3d, ResNet3dConfig
-from cubeclf_core.trained import Classifier
+from cubeclf_core.trained import Classifier, fresh_classifier
 from finetune.adapt import choose_trained
 from finetune.config import FinetuneConfig
 
@@ -91,7 +91,7 @@ def untrained_classifier(start: Start, config: FinetuneConfig) -> Classifier:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        classifier = Classifier(
+        classifier = fresh_classifier(
             start.backbone,
             HeadConfig(kind=config.head, classes=(*HeadConfig.classes, *config.classes)),
         )

@@ -32,10 +32,19 @@ from cubeclf_core.draws import Draws
 from cubeclf_core.engine import load_state, save_state
 from cubeclf_core.errors import RunFailed
 from cubeclf_core.heads import CELL_CLASS, Head
-from cubeclf_core.regression import balancing_weights, fit_logistic, share_intercepts
+from cubeclf_core.regression import (
+    Logistic,
+    balancing_weights,
+    fit_logistic,
+    mean_of,
+    share_intercepts,
+)
 from finetune.adapt import settle_statistics, trained_norms
 from finetune.config import FinetuneConfig
 from finetune.examples import Examples, Features, in_parts
+
+HEADS = 2
+"""Of the way to fit heads: what was kept of one is not taken up by another."""
 
 _LEAST_STEPS = 10  # an epoch has, however few the labels
 _EMA = 0.99  # towards which the share of the old rises
@@ -48,9 +57,23 @@ Index = npt.NDArray[np.int64]
 
 
 def fit_head(
-    head: Head, features: Features, labels: Labels, brains: Labels, index: Index, seed: int
+    head: Head,
+    features: Features,
+    labels: Labels,
+    brains: Labels,
+    index: Index,
+    seed: int,
+    *,
+    n_projected: int = 0,
 ) -> Float[Tensor, "brain klass"]:
     """Fit a linear head on features of some labels.
+
+    The head is the mean of two rules. One learns from all copies, so that neither end of z is told
+    from the other, and where there is a projection from that alone: with few labels it is hard to
+    beat. The other learns from copies in the plane, as z may have a direction (where artefacts lie
+    along the tissue's surface, say), and from all features, as surroundings may tell what the
+    projection was taught to leave out. Few labels do not say which is better; the mean is seldom
+    worse than either.
 
     Each brain has an intercept of its own while it is learned from, and its classes count alike
     (`cubeclf_core.regression`); the bias is then moved so that probabilities are those of brains
@@ -68,29 +91,35 @@ def fit_head(
         Those to learn from.
     seed
         Of the cross-validation that chooses the penalty.
+    n_projected
+        How many features, the first, are a projection of the others; 0 if none are.
 
     Returns
     -------
     Tensor
         Shape (brain, class): what the logits of each brain have beside those of the head.
     """
-    copies = features.copies[:, torch.from_numpy(index)].flatten(0, 1)
+    copies = features.copies[:, torch.from_numpy(index)]
     head.fit_scale(copies)
     x = ((copies - head.mean) / head.deviation).double().numpy()
-    own, n = labels[index], len(features.copies)
-    copy_of = np.tile(np.arange(len(index)), n)
-    rule = fit_logistic(
-        x,
-        np.tile(own, n),
-        np.tile(brains[index], n),
-        n_classes=len(head.config.classes),
-        copy_of=copy_of,
-        seed=seed,
-    )
+    n_classes = len(head.config.classes)
+
+    def fit(copies: npt.NDArray[np.float64]) -> Logistic:
+        n = len(copies)
+        return fit_logistic(
+            copies.reshape(-1, copies.shape[2]),
+            np.tile(labels[index], n),
+            np.tile(brains[index], n),
+            n_classes=n_classes,
+            copy_of=np.tile(np.arange(len(index)), n),
+            seed=seed,
+        )
+
+    rule = mean_of(fit(x[:, :, : n_projected or None]), fit(x[: features.n_in_plane]))
     weight, bias, intercepts = map(_of_each_class, (rule.weight.T, rule.bias, rule.intercepts))
     with torch.no_grad():
         head.last.weight.copy_(weight.T)
-        head.last.bias.copy_(bias.float() + prior_logits(own, len(bias)))
+        head.last.bias.copy_(bias.float() + prior_logits(labels[index], len(bias)))
     found = torch.zeros(int(brains.max()) + 1, len(bias))
     found[: len(intercepts)] = intercepts.float()
     return found

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from cubeclf_core.checkpoint import load_checkpoint
 from cubeclf_core.console import progress
 from cubeclf_core.errors import Stopped
+from cubeclf_core.network_configs import n_projected, one_vector
 from cubeclf_core.signals import StopRequest, stop_on_signals
 from cubeclf_core.trained import Classifier
 from finetune.adapt import choose_trained, merge_low_rank, parameter_groups, train_mode
@@ -134,7 +135,7 @@ class Trials:
             np.concatenate(held_out) if held_out else np.zeros(0, np.int64),
             torch.cat(logits) if logits else torch.zeros(0, len(self.base.head.config.classes)),
             0 if self.config.fits_at_once else trial.epochs,
-            self._features.embeddings,
+            one_vector(self._features.copies[0], self.base.backbone.config),
         )
 
     def hold_out(self) -> Float[Tensor, "m klass"]:
@@ -159,8 +160,8 @@ class Trials:
         if self.known is not None:
             return self.known
         copies = self.config.copies if self.config.frozen or self.config.head == "linear" else 1
-        cuboids, seed, device = self.data.cuboids, self.config.seed, self.fabric.device
-        features = keep_features(self.base, cuboids, copies=copies, seed=seed, device=device)
+        cuboids, device = self.data.cuboids, self.fabric.device
+        features = keep_features(self.base, cuboids, copies=copies, device=device)
         self.base.cpu()  # where heads are fitted, and what is added to a network is made
         return features
 
@@ -187,7 +188,13 @@ class Trials:
         classifier = copy.deepcopy(self.base)
         if self.config.head == "linear":
             intercepts = fit_head(
-                classifier.head, features, self.data.labels, self.brains, trial.train, trial.seed
+                classifier.head,
+                features,
+                self.data.labels,
+                self.brains,
+                trial.train,
+                trial.seed,
+                n_projected=n_projected(classifier.backbone.config),
             )
         else:
             intercepts = torch.zeros(self.brains.max() + 1, len(self.base.head.config.classes))

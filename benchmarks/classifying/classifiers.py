@@ -18,7 +18,8 @@ from benchmarks.learning.contenders import Blocks
 from benchmarks.learning.protocols import Task, brains_to_learn, labels_to_learn
 from benchmarks.learning.trainings import network_of, settings_of
 from cubeclf_core.backbones import build_backbone, load_backbone
-from cubeclf_core.trained import Classifier, save_classifier
+from cubeclf_core.network_configs import n_projected
+from cubeclf_core.trained import fresh_classifier, save_classifier
 from cubeclf_core.vit import Vit3d, Vit3dConfig
 from finetune.examples import keep_features
 from finetune.training import fit_head
@@ -73,20 +74,22 @@ def write_random(file: Path, backbone: Vit3d) -> Path:
     """Write a classifier whose head has learned nothing: as fast as any."""
     if not file.exists():
         torch.manual_seed(0)
-        save_classifier(file, Classifier(backbone), {})
+        save_classifier(file, fresh_classifier(backbone), {})
     return file
 
 
 def write_fitted(file: Path, backbone: Vit3d, task: Task, blocks: Blocks) -> Path:
     """Fit a head to a task's labels, as `cubeclf-finetune` does, and write the classifier."""
     if not file.exists():
-        classifier = Classifier(backbone)
+        classifier = fresh_classifier(backbone)
         index = {name: torch.from_numpy(rows) for name, rows in task.learn.items()}
         cuboids = torch.cat([blocks[name].cuboids[rows] for name, rows in index.items()])
-        kept = keep_features(classifier, cuboids, copies=_COPIES, seed=0)
+        kept = keep_features(classifier, cuboids, copies=_COPIES)
         labels = labels_to_learn(task, blocks)
         everything = np.arange(len(labels))
-        fit_head(classifier.head, kept, labels, brains_to_learn(task), everything, task.draw)
+        brains = brains_to_learn(task)
+        n = n_projected(classifier.backbone.config)
+        fit_head(classifier.head, kept, labels, brains, everything, task.draw, n_projected=n)
         save_classifier(file, classifier, {"block": task.block, "labels": len(labels)})
     return file
 

@@ -16,7 +16,7 @@ from cubeclf_core.console import say
 from cubeclf_core.engine import make_fabric
 from cubeclf_core.heads import CELL_CLASS
 from cubeclf_core.networks import Backbone
-from cubeclf_core.trained import Classifier
+from cubeclf_core.trained import fresh_classifier
 from finetune.config import FinetuneConfig
 from finetune.examples import in_parts
 from finetune.labels import Labelled, join
@@ -65,7 +65,7 @@ class Finetuned:
         )
         trials = Trials(
             config=config,
-            base=Classifier(self.backbones[task.seen]()),
+            base=fresh_classifier(self.backbones[task.seen]()),
             data=data,
             splits=(),
             fabric=make_fabric("32-true"),

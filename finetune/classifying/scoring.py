@@ -18,7 +18,7 @@ from cubeclf_core.candidates import CandidateCuboids, read_candidates
 from cubeclf_core.classifier import LoadedClassifier, load_classifier
 from cubeclf_core.errors import InputError
 from cubeclf_core.heads import CELL_CLASS
-from cubeclf_core.network_configs import BackboneConfig
+from cubeclf_core.network_configs import BackboneConfig, one_vector
 from cubeclf_core.volumes import Volume
 from finetune.classifying.parts import Part, Scores
 
@@ -82,10 +82,9 @@ class Scorer:
 
     @torch.inference_mode()
     def embedding(self, cuboids: Float[Tensor, "b c z y x"]) -> Float32[np.ndarray, "b feature"]:
-        """What the first network sees in cuboids: its embedding, or the mean of its tokens."""
+        """What the first network sees in cuboids; see `one_vector`."""
         assert self.embedder is not None
-        features = self.embedder.features(cuboids)
-        features = features if features.ndim == 2 else features.mean(1)
+        features = one_vector(self.embedder.features(cuboids), self.config)
         return np.asarray(features.float().cpu().numpy())
 
 

@@ -26,6 +26,7 @@ from finetune.comparing.pretraining import Pretrained, has_seen
 from finetune.comparing.rules import Rules
 from finetune.comparing.stock import Stock, look
 from finetune.comparing.tasks import Task, make_task
+from finetune.training import HEADS
 
 _PEAK = Path("/proc/self/status")  # of Linux
 
@@ -138,7 +139,7 @@ class Job:
         if self.contender.trains:  # at the rate that was chosen with the first seed
             told += [list(self.plan.rates), content_hash(self.backbone(0))]
         if self.contender.rule is None:
-            told += [device or self.device]
+            told += [device or self.device, HEADS]
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
         return self.cells / f"{key}.npz"
 

@@ -31,6 +31,7 @@ from finetune.examples import Features, in_parts, keep_features
 from finetune.parts import Split
 from finetune.splits import split
 from finetune.starting import load_start, untrained_classifier
+from finetune.training import HEADS
 from finetune.trials import Trials
 
 USUAL = 1.0
@@ -204,7 +205,7 @@ class Network:
             return None
         weights = content_hash(self.backbone)
         told: list[Any] = [weights, version("cubeclf"), device_kind(), self.stock.digest]
-        told += [group, config.copies, self.seed]
+        told += [group, config.copies, self.seed, config.head, HEADS]
         return self.folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]}.npy"
 
     def keep_features(self, group: str) -> Path | None:
@@ -216,7 +217,6 @@ class Network:
                 untrained_classifier(start, config),
                 self.stock.labels.cuboids[torch.from_numpy(self._of(group))],
                 copies=config.copies,
-                seed=self.seed,
                 device=make_fabric(config.precision).device,
             )
             with replacing(file) as made, made.open("wb") as opened:

@@ -80,7 +80,11 @@ def pooled(backbone: Vit3d, tokens: Any) -> Any:
         z_crop, y_crop, x_crop = (_crop(n, odd if n % 2 else even) for n in grid)
         parts.append(layers.Cropping3D((y_crop, x_crop, z_crop))(placed))
     means = [layers.GlobalAveragePooling3D()(part) for part in parts]
-    return converted(backbone.projection, layers.Concatenate()(means))
+    everything = layers.Concatenate()(means)
+    projected = converted(backbone.projection, everything)
+    if not backbone.config.pooled_beside:
+        return projected
+    return layers.Concatenate()([projected, everything])
 
 
 def _crop(n: int, width: int) -> tuple[int, int]:

@@ -187,7 +187,10 @@ def test_cellfinder_gives_the_types_that_we_give(
 
 
 KINDS = {
-    "signal": (Vit3dConfig(size="nano", channels=1, projection=16), "linear"),
+    "signal": (
+        Vit3dConfig(size="nano", channels=1, projection=16, pooled_beside=True),
+        "linear",
+    ),
     "registers": (
         Vit3dConfig(
             size="nano", register_tokens=2, layer_scale=0.1, positions="learned", projection=16

@@ -104,6 +104,20 @@ def test_flips_move_values_and_never_mix_z_with_y() -> None:
     assert all(same)
 
 
+@pytest.mark.parametrize(("shape", "most"), [((4, 5, 5), 16), ((4, 5, 6), 8)])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8, 100])
+def test_turns_keep_z_first_and_flip_it_then(shape, most: int, n: int) -> None:
+    raw = torch.randn(2, 1, *shape)
+    turned = augment.turns(raw, n, voxel_size_um=VOXEL)
+    assert len(turned) == min(n, most)
+    assert torch.equal(turned[0], raw)
+    assert len({tuple(one.flatten().tolist()) for one in turned}) == len(turned)
+    kept = -(-len(turned) // 2)
+    for i, one in enumerate(turned):
+        planes, before = (t.flatten(3).sort(3).values for t in (one, raw))
+        assert torch.equal(planes, before if i < kept else before.flip(2))
+
+
 @pytest.mark.parametrize(("shape", "voxel_um"), [((4, 5, 6), VOXEL), ((4, 5, 5), (5.0, 1.0, 2.0))])
 def test_y_and_x_are_exchanged_only_where_they_are_alike(shape, voxel_um) -> None:
     ramp = torch.arange(math.prod(shape)).float().view(1, 1, *shape).expand(90, -1, -1, -1, -1)

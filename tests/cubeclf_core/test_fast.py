@@ -21,6 +21,7 @@ from cubeclf_core.vit import Vit3dConfig
 NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "projection": ({"projection": 16, "channels": 1}, {"kind": "mlp"}),
+    "both": ({"projection": 16, "pooled_beside": True}, {}),
     "all": (
         {"positions": "learned", "register_tokens": 2, "layer_scale": 0.5},
         {"kind": "attention", "classes": ("no cell", "cell", "vessel")},

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from cubeclf_core.regression import balancing_weights, fit_logistic, share_intercepts
+from cubeclf_core.regression import balancing_weights, fit_logistic, mean_of, share_intercepts
 
 
 def brain(n: int, share: float, shift: float, seed: int):
@@ -169,3 +169,14 @@ def test_more_features_than_labels_give_the_rule_of_all_features() -> None:
     plain = LogisticRegression(C=1e-2, class_weight="balanced", tol=1e-10).fit(features, labels)
     np.testing.assert_allclose(found.weight, plain.coef_, rtol=1e-4, atol=1e-9)
     np.testing.assert_allclose(found.bias, plain.intercept_, rtol=1e-4, atol=1e-7)
+
+
+def test_the_mean_of_two_rules_says_the_mean_of_what_they_say() -> None:
+    features, labels, brains = joined(brain(200, 0.5, 0.5, 0), brain(100, 0.3, -0.5, 1))
+    some, whole = (fit_logistic(features[:, :n], labels, brains) for n in (4, 10))
+    found = mean_of(some, whole)
+    expected = (some.scores(features[:, :4]) + whole.scores(features)) / 2
+    np.testing.assert_allclose(found.scores(features), expected)
+    own = (some.of_brains(brains) + whole.of_brains(brains)) / 2
+    np.testing.assert_allclose(found.of_brains(brains), own)
+    assert abs(found.weight - whole.weight / 2).sum() > 0  # neither was changed

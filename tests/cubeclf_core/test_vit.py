@@ -240,7 +240,16 @@ def test_a_projection_makes_the_embedding_of_the_pooled_tokens(register_tokens: 
     pooled = plain.embed(x)
     torch.testing.assert_close(projecting.projection(pooled), projecting.embed(x))
     torch.testing.assert_close(projecting.projection(3 * pooled + 1), projecting.embed(x))
-    assert projecting.embed(x).shape == (4, 24)
+    alone = projecting.embed(x)
+    assert alone.shape == (4, 24)
+    projecting.config = dataclasses.replace(projecting.config, pooled_beside=True)
+    assert projecting.embedding_width == 24 + plain.embedding_width
+    torch.testing.assert_close(projecting.embed(x), torch.cat([alone, pooled], 1))
+
+
+def test_nothing_lies_beside_a_projection_that_is_not_there() -> None:
+    with pytest.raises(InputError, match="pooled_beside"):
+        Vit3dConfig(pooled_beside=True)
 
 
 def test_missing_and_constant_channels_are_zero() -> None:

@@ -68,6 +68,16 @@ def test_a_classifier_is_loaded_by_name(name: str) -> None:
     assert found == pytest.approx(exact, abs=0.05)
 
 
+@pytest.mark.parametrize("name", zoo.known("classifier"))
+def test_a_classifier_is_exported_by_name(name: str, tmp_path: Path, command) -> None:
+    out = tmp_path / "bundle"
+    outcome = command("cubeclf-export", name, "--format", "bundle", "--out", out)
+    assert outcome.code == 0, outcome.err
+    cuboids = torch.rand(3, 2, 20, 50, 50) * 1000
+    expected, found = (load_classifier(c, exact=True).predict(cuboids) for c in (name, out))
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_name_of_another_kind_is_refused_and_a_path_comes_first(tmp_path, monkeypatch) -> None:
     name = zoo.known("backbone")[0]
     with pytest.raises(CheckpointError, match=f"{name} is a backbone, expected a classifier"):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cubeclf_core.backbones import build_backbone
-from cubeclf_core.trained import Classifier
+from cubeclf_core.network_configs import n_projected
+from cubeclf_core.trained import Classifier, fresh_classifier
 from cubeclf_core.vit import Vit3dConfig
 from finetune.examples import in_parts, keep_features
 from finetune.labels import Labelled
@@ -31,9 +32,10 @@ def make_blobs(n: int, seed: int, channels: int = 1) -> Labelled:
 
 def fit(classifier: Classifier, data: Labelled, seed: int = 0) -> Classifier:
     """Fit the linear head on all labels."""
-    features = keep_features(classifier, data.cuboids, copies=4, seed=seed)
+    features = keep_features(classifier, data.cuboids, copies=4)
     everything = np.arange(len(data))
-    fit_head(classifier.head, features, data.labels, data.brain_numbers, everything, seed)
+    n, brains = n_projected(classifier.backbone.config), data.brain_numbers
+    fit_head(classifier.head, features, data.labels, brains, everything, seed, n_projected=n)
     return classifier
 
 
@@ -64,8 +66,10 @@ def fitted():
     """Make a classifier that tells blobs apart."""
 
     def make(channels: int = 1) -> Classifier:
-        network = Vit3dConfig(size="nano", channels=channels)
-        classifier = fit(Classifier(build_backbone(network, seed=0)), make_blobs(36, 0, channels))
+        network = Vit3dConfig(size="nano", channels=channels, projection=16)
+        torch.manual_seed(0)
+        fresh = fresh_classifier(build_backbone(network, seed=0))
+        classifier = fit(fresh, make_blobs(36, 0, channels))
         return classifier.requires_grad_(False).eval()
 
     return make

@@ -233,13 +233,17 @@ def test_labels_are_known_by_what_they_show_on_any_machine() -> None:
 
 def test_networks_learn_as_finetune_trains_them(two: Path, simulated, command) -> None:
     """The same labels in a brains file, and `cubeclf-finetune`, give the same probabilities."""
-    train = {"copies": 1}  # how copies are turned depends on the number of a label among all
-    contenders = {"untrained": {"backbone": "scratch:vit-nano", "train": train}}
+    backbone = "scratch:vit-nano+projection"
+    contenders = {
+        "untrained": {"backbone": backbone},
+        "mlp": {"backbone": backbone, "train": {"head": "mlp", "epochs": 1}},
+    }
     plan = read_plan(write_plan(two, contenders=contenders))
     stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
     task = make_task(plan, stock.labels, stock.reach, ("transfer", 20), "b", 0)
-    network = Network(plan.contenders[0], "scratch:vit-nano", 0, stock, two / "features")
+    network, other = (Network(c, backbone, 0, stock, two / "features") for c in plan.contenders)
     answer = network.answer(task, Rate(1.0, ""))
+    other.answer(task, Rate(1.0, ""))  # which takes fewer features of the same backbone
 
     brain = simulated(0)
     learned = stock.labels.subset(task.learn)
@@ -247,8 +251,7 @@ def test_networks_learn_as_finetune_trains_them(two: Path, simulated, command) -
     write_cells(two / "learned.xml", cells)
     entry = {"name": "a", "signal": str(brain.volume), "cells": "learned.xml"}
     (two / "learned.yaml").write_text(yaml.safe_dump([entry]))
-    words = ("--backbone", "scratch:vit-nano", "--brains", two / "learned.yaml")
-    words = (*words, "--folds", 0, "--copies", 1)
+    words = ("--backbone", backbone, "--brains", two / "learned.yaml", "--folds", 0)
     outcome = command("cubeclf-finetune", *words, "--out", two / "run")
     assert outcome.code == 0, outcome.err
     assert read_cells(two / "learned.xml").labels.tolist() == learned.labels.tolist()

@@ -183,6 +183,8 @@ def test_a_bundle_is_a_backbone_too(tmp_path: Path, export, fitted, simulated, c
     assert card_of(out).startswith("---\nlibrary_name: cubeclf\n")
     backbone, origin = load_backbone(str(out))
     assert origin["classifier"] == {"threshold": 0.5}
+    assert classifier.backbone.config.pooled_beside
+    assert not backbone.config.pooled_beside  # so that pretraining may start from it
     for name, tensor in classifier.backbone.state_dict().items():
         assert torch.equal(tensor, backbone.state_dict()[name])
     words = ("--brains", simulated(0).brains_file, "--labels", 20, "--folds", 0)

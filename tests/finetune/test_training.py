@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from cubeclf_core.engine import make_fabric
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.heads import HeadConfig
 from cubeclf_core.metrics import classification_metrics
+from cubeclf_core.regression import fit_logistic, mean_of
 from cubeclf_core.resnet import ResNet3d, ResNet3dConfig
-from cubeclf_core.trained import Classifier
+from cubeclf_core.trained import Classifier, fresh_classifier
 from cubeclf_core.vit import Vit3dConfig
 from finetune.adapt import choose_trained, merge_low_rank, parameter_groups
 from finetune.config import FinetuneConfig
@@ -410,12 +412,66 @@ def test_prior_logits_are_the_shares_of_the_classes(counts: list[int], more: int
 
 def test_features_are_the_classifiers_own_and_of_turned_copies(blobs) -> None:
     classifier, data = network().eval(), blobs(9, 0)
-    kept = keep_features(classifier, data.cuboids, copies=3, seed=0)
+    kept = keep_features(classifier, data.cuboids, copies=3)
     assert kept.copies.shape[:2] == (3, 9)
     with torch.no_grad():
         torch.testing.assert_close(kept.copies[0], classifier.features(data.cuboids))
     assert not torch.equal(kept.copies[0], kept.copies[1])
-    again = keep_features(classifier, data.cuboids, copies=3, seed=0)
+    again = keep_features(classifier, data.cuboids, copies=3)
     assert torch.equal(kept.copies, again.copies)
     fit_head(classifier.head, kept, data.labels, data.brain_numbers, np.arange(9), 0)
     assert classifier.head.last.weight.abs().sum() > 0
+
+
+BRAINS = ((40, "a"), (30, "b"))
+
+
+def edges(n: int, seed: int, *, axis: int) -> Labelled:
+    """Cuboids alike at their centre; those of cells are dark below it, the others above it."""
+    labels = (np.arange(n) % 2).astype(np.int64)
+    ramp = torch.linspace(-1, 1, [20, 50, 50][axis]).sign()
+    shaped = ramp.view([-1 if a == axis else 1 for a in range(3)])
+    side = torch.from_numpy(labels * 2.0 - 1).view(n, 1, 1, 1, 1)
+    random = torch.Generator().manual_seed(seed)
+    raw = torch.poisson((100 + 30 * side * shaped).expand(n, 1, 20, 50, 50), generator=random)
+    return Labelled.unplaced(raw.float(), labels, "edges")
+
+
+@pytest.mark.parametrize("projection", [0, 16])
+def test_a_head_is_the_mean_of_two_rules(projection: int, blobs) -> None:
+    data = join([replace(blobs(n, i), brains=[name] * n) for i, (n, name) in enumerate(BRAINS)])
+    wanted = Vit3dConfig(size="nano", channels=1, projection=projection)
+    torch.manual_seed(0)
+    classifier = fresh_classifier(build_backbone(wanted, seed=0))
+    kept = keep_features(classifier, data.cuboids, copies=4).copies
+    outcome = make_trials(copy.deepcopy(classifier), data, copies=4).run(False)
+    head = outcome.classifier.head
+    scaled = ((kept - head.mean) / head.deviation).double().numpy()
+    assert scaled.shape[2] == 3 * 96 + projection
+
+    def rule(copies):
+        n = len(copies)
+        labels, brains = (np.tile(of, n) for of in (data.labels, data.brain_numbers))
+        copy_of = np.tile(np.arange(len(data)), n)
+        return fit_logistic(np.concatenate(copies), labels, brains, copy_of=copy_of, seed=0)
+
+    expected = mean_of(rule(scaled[:, :, : projection or None]), rule(scaled[:2])).weight[0]
+    weight = (head.last.weight[1] - head.last.weight[0]).detach().numpy()
+    np.testing.assert_allclose(weight, expected, rtol=1e-3, atol=1e-6)
+    assert outcome.features.shape == (70, projection or 3 * 96)
+
+
+def test_z_may_have_a_direction_and_the_plane_has_none(fit_at_once, predict) -> None:
+    """Half of a head learns from copies that are not flipped along z, none from such in y."""
+    torch.manual_seed(0)
+    along_z, along_y = (
+        auc(
+            edges(60, 1, axis=axis).labels,
+            predict(
+                fit_at_once(network(), edges(60, 0, axis=axis)), edges(60, 1, axis=axis).cuboids
+            ),
+        )
+        for axis in (0, 1)
+    )
+    assert along_z > 0.9
+    assert along_y < along_z - 0.1
