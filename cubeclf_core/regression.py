@@ -106,6 +106,13 @@ def _directions(features: Floats) -> Floats:
     return np.asarray(np.linalg.svd(features, full_matrices=False)[2].T, np.float64)
 
 
+def widened(rule: Logistic, width: int) -> Logistic:
+    """Make a rule of some features one of more, of which it takes the first alone."""
+    weight = np.zeros((len(rule.weight), width))
+    weight[:, : rule.weight.shape[1]] = rule.weight
+    return Logistic(weight, rule.bias, rule.intercepts)
+
+
 def mean_of(some: Logistic, all_: Logistic) -> Logistic:
     """Average the log odds of two rules, of which one knows only the first of the features.
 
@@ -116,9 +123,12 @@ def mean_of(some: Logistic, all_: Logistic) -> Logistic:
     all_
         Of all, with the same classes and brains.
     """
-    weight = all_.weight / 2
-    weight[:, : some.weight.shape[1]] += some.weight / 2
-    return Logistic(weight, (some.bias + all_.bias) / 2, (some.intercepts + all_.intercepts) / 2)
+    some = widened(some, all_.weight.shape[1])
+    return Logistic(
+        (some.weight + all_.weight) / 2,
+        (some.bias + all_.bias) / 2,
+        (some.intercepts + all_.intercepts) / 2,
+    )
 
 
 def share_intercepts(labels: Integers, brains: Integers) -> Integers:

@@ -91,6 +91,9 @@ class FinetuneConfig:
     copies
         Of each cuboid, turned in the plane and half of them flipped along z, from which a head on a
         frozen backbone learns; 16 at most. A linear one is fitted on them whatever is trained.
+    for_others
+        Whether a linear head is for other brains than those of the labels, and is to make nothing
+        of surroundings and of the direction of z; by default if the labels are of several.
     precision
         32-true, bf16-mixed, or auto: bf16 on a GPU that has it.
     classes
@@ -124,6 +127,7 @@ class FinetuneConfig:
     weight_decay: Annotated[float, _HIDDEN] = 0.05
     patience: Annotated[int, _HIDDEN] = 8
     copies: Annotated[int, _HIDDEN] = 4
+    for_others: Annotated[bool | None, _HIDDEN] = None
     precision: Annotated[Literal["auto", "32-true", "bf16-mixed"], _HIDDEN] = "auto"
     classes: Annotated[dict[str, Any], _HIDDEN] = field(default_factory=dict)
 

@@ -38,12 +38,13 @@ from cubeclf_core.regression import (
     fit_logistic,
     mean_of,
     share_intercepts,
+    widened,
 )
 from finetune.adapt import settle_statistics, trained_norms
 from finetune.config import FinetuneConfig
 from finetune.examples import Examples, Features, in_parts
 
-HEADS = 2
+HEADS = 3
 """Of the way to fit heads: what was kept of one is not taken up by another."""
 
 _LEAST_STEPS = 10  # an epoch has, however few the labels
@@ -65,15 +66,17 @@ def fit_head(
     seed: int,
     *,
     n_projected: int = 0,
+    for_others: bool | None = None,
 ) -> Float[Tensor, "brain klass"]:
     """Fit a linear head on features of some labels.
 
-    The head is the mean of two rules. One learns from all copies, so that neither end of z is told
-    from the other, and where there is a projection from that alone: with few labels it is hard to
-    beat. The other learns from copies in the plane, as z may have a direction (where artefacts lie
-    along the tissue's surface, say), and from all features, as surroundings may tell what the
-    projection was taught to leave out. Few labels do not say which is better; the mean is seldom
-    worse than either.
+    It is the mean of two rules where the labels are of one brain. One learns from all copies, so
+    that neither end of z is told from the other, and where there is a projection from that alone:
+    with few labels it is hard to beat. The other learns from copies in the plane, as z may have a
+    direction (where artefacts lie along the tissue's surface, say), and from all features, as
+    surroundings may tell what the projection was taught to leave out. Few labels do not say which
+    is better; the mean is seldom worse than either. But what lies around cells, and on which side,
+    is a matter of the brain: learned from several, for others, the head is the first rule.
 
     Each brain has an intercept of its own while it is learned from, and its classes count alike
     (`cubeclf_core.regression`); the bias is then moved so that probabilities are those of brains
@@ -93,6 +96,9 @@ def fit_head(
         Of the cross-validation that chooses the penalty.
     n_projected
         How many features, the first, are a projection of the others; 0 if none are.
+    for_others
+        Whether it is for other brains than those of the labels; by default where these are of
+        several.
 
     Returns
     -------
@@ -115,7 +121,10 @@ def fit_head(
             seed=seed,
         )
 
-    rule = mean_of(fit(x[:, :, : n_projected or None]), fit(x[: features.n_in_plane]))
+    rule = fit(x[:, :, : n_projected or None])
+    if for_others is None:
+        for_others = len(np.unique(brains[index])) > 1
+    rule = widened(rule, x.shape[2]) if for_others else mean_of(rule, fit(x[: features.n_in_plane]))
     weight, bias, intercepts = map(_of_each_class, (rule.weight.T, rule.bias, rule.intercepts))
     with torch.no_grad():
         head.last.weight.copy_(weight.T)

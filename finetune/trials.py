@@ -195,6 +195,7 @@ class Trials:
                 trial.train,
                 trial.seed,
                 n_projected=n_projected(classifier.backbone.config),
+                for_others=self.config.for_others,
             )
         else:
             intercepts = torch.zeros(self.brains.max() + 1, len(self.base.head.config.classes))

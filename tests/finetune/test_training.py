@@ -16,7 +16,7 @@ from cubeclf_core.engine import make_fabric
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.heads import HeadConfig
 from cubeclf_core.metrics import classification_metrics
-from cubeclf_core.regression import fit_logistic, mean_of
+from cubeclf_core.regression import fit_logistic, mean_of, widened
 from cubeclf_core.resnet import ResNet3d, ResNet3dConfig
 from cubeclf_core.trained import Classifier, fresh_classifier
 from cubeclf_core.vit import Vit3dConfig
@@ -423,9 +423,6 @@ def test_features_are_the_classifiers_own_and_of_turned_copies(blobs) -> None:
     assert classifier.head.last.weight.abs().sum() > 0
 
 
-BRAINS = ((40, "a"), (30, "b"))
-
-
 def edges(n: int, seed: int, *, axis: int) -> Labelled:
     """Cuboids alike at their centre; those of cells are dark below it, the others above it."""
     labels = (np.arange(n) % 2).astype(np.int64)
@@ -437,27 +434,40 @@ def edges(n: int, seed: int, *, axis: int) -> Labelled:
     return Labelled.unplaced(raw.float(), labels, "edges")
 
 
-@pytest.mark.parametrize("projection", [0, 16])
-def test_a_head_is_the_mean_of_two_rules(projection: int, blobs) -> None:
-    data = join([replace(blobs(n, i), brains=[name] * n) for i, (n, name) in enumerate(BRAINS)])
+@pytest.mark.parametrize(
+    ("projection", "brains", "for_others", "both"),
+    [
+        (0, 1, None, True),
+        (16, 1, None, True),
+        (16, 2, None, False),
+        (16, 1, True, False),
+        (16, 2, False, True),
+    ],
+)
+def test_a_head_is_the_mean_of_two_rules_but_for_other_brains(
+    projection: int, brains: int, for_others: bool | None, both: bool, blobs
+) -> None:
+    data = join([replace(blobs(35, i), brains=["ab"[i % brains]] * 35) for i in range(2)])
     wanted = Vit3dConfig(size="nano", channels=1, projection=projection)
     torch.manual_seed(0)
     classifier = fresh_classifier(build_backbone(wanted, seed=0))
     kept = keep_features(classifier, data.cuboids, copies=4).copies
-    outcome = make_trials(copy.deepcopy(classifier), data, copies=4).run(False)
+    trials = make_trials(copy.deepcopy(classifier), data, copies=4, for_others=for_others)
+    outcome = trials.run(False)
     head = outcome.classifier.head
     scaled = ((kept - head.mean) / head.deviation).double().numpy()
     assert scaled.shape[2] == 3 * 96 + projection
 
     def rule(copies):
         n = len(copies)
-        labels, brains = (np.tile(of, n) for of in (data.labels, data.brain_numbers))
+        labels, of = (np.tile(each, n) for each in (data.labels, data.brain_numbers))
         copy_of = np.tile(np.arange(len(data)), n)
-        return fit_logistic(np.concatenate(copies), labels, brains, copy_of=copy_of, seed=0)
+        return fit_logistic(np.concatenate(copies), labels, of, copy_of=copy_of, seed=0)
 
-    expected = mean_of(rule(scaled[:, :, : projection or None]), rule(scaled[:2])).weight[0]
+    first = rule(scaled[:, :, : projection or None])
+    expected = mean_of(first, rule(scaled[:2])) if both else widened(first, scaled.shape[2])
     weight = (head.last.weight[1] - head.last.weight[0]).detach().numpy()
-    np.testing.assert_allclose(weight, expected, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(weight, expected.weight[0], rtol=1e-3, atol=1e-6)
     assert outcome.features.shape == (70, projection or 3 * 96)
 
 
