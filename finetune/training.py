@@ -66,17 +66,17 @@ def fit_head(
     seed: int,
     *,
     n_projected: int = 0,
-    for_others: bool | None = None,
+    for_others: bool = False,
 ) -> Float[Tensor, "brain klass"]:
     """Fit a linear head on features of some labels.
 
-    It is the mean of two rules where the labels are of one brain. One learns from all copies, so
+    It is the mean of two rules, or the first of them. One learns from all copies, so
     that neither end of z is told from the other, and where there is a projection from that alone:
     with few labels it is hard to beat. The other learns from copies in the plane, as z may have a
     direction (where artefacts lie along the tissue's surface, say), and from all features, as
     surroundings may tell what the projection was taught to leave out. Few labels do not say which
     is better; the mean is seldom worse than either. But what lies around cells, and on which side,
-    is a matter of the brain: learned from several, for others, the head is the first rule.
+    is a matter of the brain, and says little of others.
 
     Each brain has an intercept of its own while it is learned from, and its classes count alike
     (`cubeclf_core.regression`); the bias is then moved so that probabilities are those of brains
@@ -97,8 +97,7 @@ def fit_head(
     n_projected
         How many features, the first, are a projection of the others; 0 if none are.
     for_others
-        Whether it is for other brains than those of the labels; by default where these are of
-        several.
+        Whether it is for other brains than those of the labels: the first rule alone.
 
     Returns
     -------
@@ -122,8 +121,6 @@ def fit_head(
         )
 
     rule = fit(x[:, :, : n_projected or None])
-    if for_others is None:
-        for_others = len(np.unique(brains[index])) > 1
     rule = widened(rule, x.shape[2]) if for_others else mean_of(rule, fit(x[: features.n_in_plane]))
     weight, bias, intercepts = map(_of_each_class, (rule.weight.T, rule.bias, rule.intercepts))
     with torch.no_grad():

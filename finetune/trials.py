@@ -165,6 +165,12 @@ class Trials:
         self.base.cpu()  # where heads are fitted, and what is added to a network is made
         return features
 
+    @property
+    def _for_others(self) -> bool:
+        """Of all trainings alike: one that holds a brain out learns from fewer brains than all."""
+        given = self.config.for_others
+        return len(np.unique(self.brains)) > 1 if given is None else given
+
     def _trial(self, number: int) -> Trial:
         """Describe a training; the last is that on all labels, for as long as the others took."""
         seed = (self.config.seed * 1_000 + number) % (1 << 32)
@@ -195,7 +201,7 @@ class Trials:
                 trial.train,
                 trial.seed,
                 n_projected=n_projected(classifier.backbone.config),
-                for_others=self.config.for_others,
+                for_others=self._for_others,
             )
         else:
             intercepts = torch.zeros(self.brains.max() + 1, len(self.base.head.config.classes))

@@ -471,6 +471,22 @@ def test_a_head_is_the_mean_of_two_rules_but_for_other_brains(
     assert outcome.features.shape == (70, projection or 3 * 96)
 
 
+def test_what_holds_a_brain_out_fits_the_kind_of_head_that_all_labels_get(blobs) -> None:
+    """Its logits say how sure the head of all is, though it learned from one brain itself."""
+    data = join([replace(blobs(35, i), brains=["ab"[i]] * 35) for i in range(2)])
+    first, second = np.split(np.arange(70), 2)
+    apart = [Split(first, second, np.zeros(0, np.int64), "by hand")]
+    wanted = Vit3dConfig(size="nano", channels=1, projection=16)
+    torch.manual_seed(0)
+    classifier = fresh_classifier(build_backbone(wanted, seed=0))
+    usual, others, own = (
+        make_trials(copy.deepcopy(classifier), data, apart, for_others=asked).run(False).logits
+        for asked in (None, True, False)
+    )
+    assert torch.equal(usual, others)
+    assert not torch.allclose(usual, own)
+
+
 def test_z_may_have_a_direction_and_the_plane_has_none(fit_at_once, predict) -> None:
     """Half of a head learns from copies that are not flipped along z, none from such in y."""
     torch.manual_seed(0)
