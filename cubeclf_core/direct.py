@@ -22,13 +22,7 @@ import numcodecs.blosc
 import numpy as np
 import zarr
 from numcodecs import Blosc
-from zarr.codecs import (
-    BloscCodec,
-    BytesCodec,
-    Crc32cCodec,
-    ShardingCodec,
-    ShardingCodecIndexLocation,
-)
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import LocalStore
 
 _CRC_BYTES = 4
@@ -165,7 +159,7 @@ def _codecs(array: zarr.Array[Any]) -> _Codecs | None:
     if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec):
         sharding = codecs[0]
         checksum = _usual(sharding.codecs)
-        at_end = sharding.index_location is ShardingCodecIndexLocation.end
+        at_end = _word(sharding.index_location) == "end"
         index = [type(codec) for codec in sharding.index_codecs]
         if checksum is None or not at_end or index != [BytesCodec, Crc32cCodec]:
             return None
@@ -182,7 +176,9 @@ def _usual(codecs: tuple[Any, ...]) -> bool | None:
     kinds = [type(codec) for codec in codecs]
     if kinds not in ([BytesCodec, BloscCodec], [BytesCodec, BloscCodec, Crc32cCodec]):
         return None
-    endian = codecs[0].endian
-    if endian is not None and endian.value != "little":
-        return None
-    return len(codecs) == 3
+    return len(codecs) == 3 if _word(codecs[0].endian) in (None, "little") else None
+
+
+def _word(setting: Any) -> Any:
+    """What a codec is set to: zarr has strings since 3.4, members of an enumeration before."""
+    return getattr(setting, "value", setting)
