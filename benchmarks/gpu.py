@@ -45,7 +45,7 @@ PEAKS = {
     "A100": 312.0,
     "L40S": 362.0,
 }
-BATCHES = {"nano": 512, "tiny": 512, "small": 512, "base": 256}
+BATCHES = {"nano": 1024, "tiny": 1024, "small": 1024, "base": 512}
 PACKAGES = ("torch", "timm", "zarr", "numpy")
 MODES = ("eager", "compiled")
 _STEPS, _ROUNDS = 10, 3

@@ -128,9 +128,12 @@ def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Co
 
 
 def _look(number: int) -> dict[str, Any]:
+    """Of a contender; where there are more than colours, the mark is another each time round."""
+    turn = number // len(_COLOURS)
     return {
         "color": _COLOURS[number % len(_COLOURS)],
-        "marker": _MARKS[number % len(_MARKS)],
+        "marker": _MARKS[(number + turn) % len(_MARKS)],
+        "fillstyle": ("full", "none")[turn % 2],
         "ms": 5,
         "lw": 1.3,
     }
