@@ -90,6 +90,19 @@ def test_other_kinds_are_left_to_zarr(tmp_path: Path, options) -> None:
     assert not DirectReader.supports(array)
 
 
+@pytest.mark.parametrize("how", ["blosc", "shards"])
+def test_settings_of_codecs_may_be_words(tmp_path: Path, how: str) -> None:
+    """As they are since zarr 3.4, which not every Python here can have."""
+    array = write(tmp_path, how, np.zeros((4, 4), "u2"), (2, 2))
+    codecs = array.metadata.codecs
+    if how == "shards":
+        object.__setattr__(codecs[0], "index_location", "end")
+        codecs = codecs[0].codecs
+    for word, supported in (("little", True), ("big", False)):
+        object.__setattr__(codecs[0], "endian", word)
+        assert DirectReader.supports(array) == supported
+
+
 def test_other_stores_are_left_to_zarr() -> None:
     array = zarr.create_array({}, shape=(8, 8), chunks=(4, 4), dtype="u2", compressors=BLOSC)
     assert not DirectReader.supports(array)
