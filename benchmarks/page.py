@@ -71,6 +71,41 @@ def _comparison(folder: Path) -> list[str]:
     return parts
 
 
+def _pretraining(figures: Figures) -> list[str]:
+    rows = [
+        ["AUC", "own brain", "transfer", "own, k-NN", "own, fine-tuned", "min a run", "cuboids"]
+    ]
+    for key in _keys(figures, "own.", ".auc"):
+        name = key.removeprefix("own.")
+        if "." in name:  # of one block
+            continue
+        seconds, cuboids = figures.get(f"{name}.seconds"), figures.get(f"{name}.cuboids")
+        rows.append(
+            [
+                f"**{name}**, the default" if name == figures["default"] else name,
+                *(_over_seeds(figures, f"{row}.{name}.auc") for row in ("own", "transfer")),
+                *(_over_seeds(figures, f"own_{way}.{name}.auc") for way in ("knn", "finetuned")),
+                "" if seconds is None else f"{float(seconds) / 60:.1f}",
+                "" if cuboids is None else f"{cuboids:,.0f}",
+            ]
+        )
+    return [
+        _table(rows),
+        f"A step of masked autoencoding on streamed data is {float(figures['step_share']):.3f} "
+        "times as fast as on one batch in memory; leaving out what is masked makes it "
+        f"{float(figures['mae_saving']):.2f} times as fast; augmentation is "
+        f"{float(figures['augmentation_share']):.0%} of it.",
+    ]
+
+
+def _over_seeds(figures: Figures, key: str) -> str:
+    """Write a mean, and the lowest and the highest seed where there are several."""
+    if key not in figures:
+        return ""
+    mean, low, high = (float(figures[f"{key}{end}"]) for end in ("", ".min", ".max"))
+    return f"{mean:.3f} ({low:.3f}–{high:.3f})" if high > low else f"{mean:.3f}"
+
+
 def gpu_part(figures: Figures) -> list[str]:
     """What `benchmarks.gpu` has measured, as Markdown."""
     rows = [["step", "batch", "cuboids/s", "of bf16 peak", "GB", "waiting", "epoch of 10¹¹ voxels"]]
@@ -193,7 +228,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 Write = Callable[[Figures], list[str]]
 PARTS: Sequence[tuple[str, str, str, Write]] = (
     ("streaming", "Streaming", "python -m benchmarks.streaming --json F", _streaming),
-    ("gpu", "Pretraining and inference on a GPU", "python -m benchmarks.gpu --json F", gpu_part),
+    ("pretraining", "Pretraining", "python -m benchmarks.pretraining --json F", _pretraining),
+    ("gpu", "Training and inference on a GPU", "python -m benchmarks.gpu --json F", gpu_part),
     (
         "classification",
         "Classification",

@@ -1,4 +1,4 @@
-"""What pretrained backbones have to beat, and how labels are learned on frozen features."""
+"""What pretrained backbones have to beat, and how labels are learned on given features."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from cubeclf_core.metrics import knn_scores, linear_scores
 from cubeclf_core.normalise import normalise
 from cubeclf_core.rules import contrast
 from cubeclf_core.stream import CuboidStream
-from cubeclf_core.vit import Vit3d, Vit3dConfig
+from cubeclf_core.vit import Vit3dConfig
 from finetune.comparing.forest import forest_scores
 from pretrain.batches import to_network
-from pretrain.probes import embed
 
 Blocks = Mapping[str, Block]
 Features = Mapping[str, Float[Tensor, "n feature"]]
@@ -65,13 +64,6 @@ class Frozen:
         features = self.features[task.seen]
         known = torch.cat([features[name][index] for name, index in task.learn.items()])
         return known, labels_to_learn(task, self.blocks), features[task.block][task.test]
-
-
-def embed_blocks(backbone: Vit3d, blocks: Blocks) -> Features:
-    """Pooled features of all candidates, on a GPU if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = backbone.to(device)
-    return {name: embed(backbone, block.cuboids)[1] for name, block in blocks.items()}
 
 
 def principal_components(

@@ -25,11 +25,10 @@ from benchmarks.learning.config import LABELLED, Effort, LearningConfig
 from benchmarks.learning.contenders import (
     Frozen,
     Rules,
-    embed_blocks,
     principal_components,
     unlabelled_cuboids,
 )
-from benchmarks.learning.finetuned import Finetuned
+from benchmarks.learning.finetuned import Finetuned, embed_blocks, vectors
 from benchmarks.learning.protocols import Result, Task, make_tasks, summarise, try_out
 from benchmarks.learning.recipes import RECIPES
 from benchmarks.learning.report import findings, plot, tables
@@ -159,7 +158,9 @@ def _baselines(
         name: radial_means(block.cuboids, network.voxel_size_um) for name, block in blocks.items()
     }
     shells = Frozen(blocks, dict.fromkeys(SEEN, radial))
-    results = _probe("pca", Frozen(blocks, components), tasks, 0)
+    principal = Frozen(blocks, components)
+    results = try_out("pca", principal.linear, tasks, blocks)
+    results += try_out("pca", principal.knn, tasks, blocks, way="_knn")
     for name, rule in (("contrast", rules.contrast), ("density", rules.density)):
         results += try_out(name, rule, tasks, blocks)
     for seed in range(effort.untrained_seeds):
@@ -179,21 +180,23 @@ def _networks(
     few = [t for t in tasks if t.protocol == "own" and t.draw < effort.finetune_draws]
     results: list[Result] = []
     for name, seed, makers in _backbones(network, trainings, effort):
-        say(f"{name}, seed {seed}: linear probe and k-NN")
-        made = {make: embed_blocks(make(), blocks) for make in dict.fromkeys(makers.values())}
-        features = {seen: made[make] for seen, make in makers.items()}
-        results += _probe(name, Frozen(blocks, features), tasks, seed)
+        say(f"{name}, seed {seed}: a head on frozen features, and k-NN")
+        made = {make: make() for make in dict.fromkeys(makers.values())}
+        said = {make: embed_blocks(backbone, blocks) for make, backbone in made.items()}
+        known = {seen: said[make] for seen, make in makers.items()}
+        head = Finetuned(blocks, makers, seed, {"freeze": True}, known=known)
+        results += try_out(name, head, tasks, blocks, seed=seed)
+        compared = {make: vectors(said[make], backbone) for make, backbone in made.items()}
+        near = Frozen(blocks, {seen: compared[make] for seen, make in makers.items()})
+        results += try_out(name, near.knn, tasks, blocks, seed=seed, way="_knn")
         if seed < effort.seeds and name != "untrained_pooled":
             say(f"{name}, seed {seed}: fine-tuning, {len(few)} times")
-            pretrained = name != "untrained"
-            tuned = Finetuned(
-                blocks,
-                makers,
-                effort.finetune_epochs,
-                seed,
-                pretrained=pretrained,
-                batch_size=effort.finetune_batch,
-            )
+            settings = {
+                "freeze": False,
+                "epochs": effort.finetune_epochs,
+                "batch_size": effort.finetune_batch,
+            }
+            tuned = Finetuned(blocks, makers, seed, settings, pretrained=name != "untrained")
             results += try_out(name, tuned, few, blocks, seed=seed, way="_finetuned")
     return results
 
@@ -213,12 +216,6 @@ def _backbones(
 
 def _load(run: Path) -> Vit3d:
     return load_backbone(str(run))[0]
-
-
-def _probe(name: str, frozen: Frozen, tasks: Sequence[Task], seed: int) -> list[Result]:
-    """Try out features by both ways to learn on them."""
-    linear = try_out(name, frozen.linear, tasks, frozen.blocks, seed=seed)
-    return linear + try_out(name, frozen.knn, tasks, frozen.blocks, seed=seed, way="_knn")
 
 
 def _described(trainings: Sequence[Training]) -> Figures:

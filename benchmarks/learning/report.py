@@ -127,7 +127,7 @@ def plot(figures: Figures, blocks: Sequence[str]) -> Figure:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     figure.suptitle(
-        "Telling cells from the rest with frozen features and a linear probe", fontsize=11
+        "Telling cells from the rest with frozen features and a linear head", fontsize=11
     )
     return figure
 

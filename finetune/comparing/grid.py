@@ -128,6 +128,7 @@ class Job:
         On another `device` than the job's, its precision is another too, and so is the file.
         """
         contender = {**asdict(self.contender), "seeds": 0, "budgets": 0, "name": "", "backbone": 0}
+        rates = contender.pop("rates")
         told: list[Any] = [
             contender,
             content_hash(self.backbone(task.seed)),
@@ -137,7 +138,7 @@ class Job:
         told += [task.protocol, task.budget, task.group, task.seed]
         told += [_digest(task.learn), _digest(task.test)]
         if self.contender.trains:  # at the rate that was chosen with the first seed
-            told += [list(self.plan.rates), content_hash(self.backbone(0))]
+            told += [list(rates), content_hash(self.backbone(0))]
         if self.contender.rule is None:
             told += [device or self.device, HEADS]
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
@@ -199,7 +200,7 @@ def run_job(job: Job) -> int:
                 values = _values(0, time.monotonic() - start, 0.0, Rate(USUAL, "none"))
             else:
                 network = _network(job, task.seed, stock)
-                rate = rate or network.choose_rate(task, job.plan.rates)
+                rate = rate or network.choose_rate(task)
                 answer = network.answer(task, rate)
                 scores = answer.scores
                 values = _values(answer.epochs, answer.train_seconds, answer.test_seconds, rate)

@@ -104,16 +104,9 @@ class Network:
         factor = USUAL if rate is None else rate.factor
         return self.contender.settings(self.backbone, self.seed, rate_factor=factor)
 
-    def choose_rate(self, task: Task, factors: Sequence[float]) -> Rate:
-        """Try learning rates on a part of the labels that a task learns from.
-
-        Parameters
-        ----------
-        task
-            Of the first seed.
-        factors
-            Of the usual rate.
-        """
+    def choose_rate(self, task: Task) -> Rate:
+        """Try the contender's learning rates on a part of what a task of the first seed teaches."""
+        factors = self.contender.rates
         if self.config().fits_at_once:
             return Rate(USUAL, "none: a head is fitted at once")
         if len(factors) == 1:

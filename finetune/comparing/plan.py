@@ -14,7 +14,7 @@
       test_above: 0.625
     transfer:                      # labels of all other groups, tested on one
       labels: [30, 100, all]
-    rates: [0.3, 1, 3]             # learning rates to try, in each contender's usual one
+    rates: [0.3, 1, 3]             # factors of a contender's usual learning rate to try
     reference: pretrained, frozen  # what differences are taken to
     pretraining:                   # settings of cubeclf-pretrain, once for each seed
       without 969: {brains: [695.yaml, 753.yaml], method: simclr, size: nano, steps: 300}
@@ -28,7 +28,8 @@
 
 Paths are relative to the file. `train` holds settings of cubeclf-finetune. A contender's backbone
 is a name or path as `cubeclf-finetune --backbone` takes it or the name of a pretraining, one for
-all groups or one for each that is tested; ``{seed}`` in it is the number of the seed.
+all groups or one for each that is tested; ``{seed}`` in it is the number of the seed. A contender
+may have fewer seeds and budgets, and rates of its own.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ class Contender:
         Of them, so many.
     budgets
         By protocol, where not all are wanted.
+    rates
+        Factors of its usual learning rate, of which the best is chosen.
     channels
         Of a network that has none of its own yet.
     """
@@ -105,6 +108,7 @@ class Contender:
     train: Mapping[str, Any]
     seeds: int
     budgets: Mapping[str, tuple[int, ...]]
+    rates: tuple[float, ...]
     channels: Literal[1, 2]
 
     @property
@@ -155,8 +159,6 @@ class Plan:
         None if it is not asked for.
     transfer
         Budgets.
-    rates
-        Factors of each contender's usual learning rate.
     reference
         Name of a contender.
     pretraining
@@ -173,7 +175,6 @@ class Plan:
     seeds: int
     own: Own | None
     transfer: tuple[int, ...]
-    rates: tuple[float, ...]
     reference: str
     pretraining: Mapping[str, Mapping[str, Any]]
     contenders: tuple[Contender, ...]
@@ -253,10 +254,11 @@ def read_plan(file: Path) -> Plan:
         str(name): reader.pretraining(str(name), settings)
         for name, settings in reader.mapping("pretraining", top.get("pretraining", {})).items()
     }
+    rates = reader.rates("rates", top.get("rates", [1]))
     named = reader.mapping("contenders", top.get("contenders"))
     reader.must(bool(named), "contenders", "empty", "at least one")
     contenders = tuple(
-        reader.contender(str(name), settings, seeds, channels, pretraining)
+        reader.contender(str(name), settings, seeds, rates, channels, pretraining)
         for name, settings in named.items()
     )
     names = [contender.name for contender in contenders]
@@ -274,9 +276,6 @@ def read_plan(file: Path) -> Plan:
         left = [contender.budgets.get(protocol, asked[protocol]) for protocol in asked]
         where = f"contenders.{contender.name}"
         reader.must(any(left), where, "without labels", "some budgets of own or transfer")
-    rates = top.get("rates", [1])
-    fits = isinstance(rates, list) and rates and all(_positive(rate) for rate in rates)
-    reader.must(bool(fits), "rates", rates, "a list of numbers above 0")
     return Plan(
         file=file,
         brains=brains,
@@ -286,7 +285,6 @@ def read_plan(file: Path) -> Plan:
         seeds=seeds,
         own=own,
         transfer=transfer,
-        rates=tuple(float(rate) for rate in rates),
         reference=reference,
         pretraining=pretraining,
         contenders=contenders,
@@ -347,6 +345,12 @@ class _Reader:
         assert isinstance(given, list)
         return tuple(ALL if n == "all" else int(n) for n in given)
 
+    def rates(self, where: str, given: object) -> tuple[float, ...]:
+        fits = isinstance(given, list) and given and all(map(_positive, given))
+        self.must(bool(fits), where, given, "a list of numbers above 0")
+        assert isinstance(given, list)
+        return tuple(map(float, given))
+
     def own(self, given: object) -> Own:
         part = self.mapping("own", given, ("labels", "along", "learn_below", "test_above"))
         along = part.get("along", "y")
@@ -373,11 +377,13 @@ class _Reader:
         name: str,
         given: object,
         seeds: int,
+        rates: tuple[float, ...],
         channels: Literal[1, 2],
         pretraining: Mapping[str, Any],
     ) -> Contender:
         where = f"contenders.{name}"
-        part = self.mapping(where, given, ("rule", "backbone", "train", "seeds", "own", "transfer"))
+        keys = ("rule", "backbone", "train", "seeds", "own", "transfer", "rates")
+        part = self.mapping(where, given, keys)
         rule, backbone = part.get("rule"), part.get("backbone")
         either = (rule is None) != (backbone is None)
         self.must(either, where, "not clear", "either a rule or a backbone")
@@ -403,6 +409,7 @@ class _Reader:
                 for protocol in ("own", "transfer")
                 if protocol in part
             },
+            rates=self.rates(f"{where}.rates", part["rates"]) if "rates" in part else rates,
             channels=channels,
         )
         try:

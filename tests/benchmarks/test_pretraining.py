@@ -27,6 +27,7 @@ from benchmarks.learning.blocks import (
 )
 from benchmarks.learning.config import DEFAULT, FULL, LABELLED, QUICK, LearningConfig
 from benchmarks.learning.contenders import Frozen, principal_components
+from benchmarks.learning.finetuned import Finetuned
 from benchmarks.learning.measure import measure
 from benchmarks.learning.protocols import Result, make_tasks, summarise, try_out
 from benchmarks.learning.recipes import RECIPES
@@ -37,7 +38,9 @@ from cubeclf_core.backbones import build_backbone, load_backbone, save_backbone
 from cubeclf_core.cells import Cells, read_cells, write_cells
 from cubeclf_core.cli import to_yaml
 from cubeclf_core.errors import InputError, RunFailed
+from cubeclf_core.trained import fresh_classifier
 from finetune.comparing.forest import radial_means
+from finetune.examples import Features
 from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -212,6 +215,24 @@ def test_probes_find_what_features_hold_and_nothing_else() -> None:
             figures = summarise(try_out(name, scorer, tasks, blocks))
             for row in ("own", "transfer"):
                 assert low <= figures[f"{row}.{name}.auc"] <= high, (row, name)
+
+
+def test_a_head_on_a_frozen_network_finds_what_that_says_and_nothing_else() -> None:
+    blocks = random_blocks(names=("695", "753"))
+    tasks = make_tasks(blocks, labels=100, draws=1)
+    make = partial(build_backbone, network_of(settings_of("simclr", TINY)), 0)
+    width = len(fresh_classifier(make()).head.mean)
+    torch.manual_seed(0)
+    noise = {name: torch.randn(4, len(block.labels), width) for name, block in blocks.items()}
+    told = {name: copies.clone() for name, copies in noise.items()}
+    for name, block in blocks.items():
+        told[name][:, :, 3] += 4 * torch.from_numpy(block.labels)
+    for said, low, high in ((told, 0.9, 1.0), (noise, 0.35, 0.65)):
+        known = {seen: {n: Features(copies) for n, copies in said.items()} for seen in SEEN}
+        head = Finetuned(blocks, dict.fromkeys(SEEN, make), 0, {"freeze": True}, known=known)
+        figures = summarise(try_out("head", head, tasks, blocks))
+        for row in ("own", "transfer"):
+            assert low <= figures[f"{row}.head.auc"] <= high, row
 
 
 def test_radial_means_see_distance_and_no_direction() -> None:

@@ -74,6 +74,10 @@ WRONG = {
     "axis": ({"own": {"labels": [20], "along": "t"}}, "own.along is t, expected z, y or x"),
     "reference": ({"reference": "nobody"}, "one of contrast, untrained"),
     "rates": ({"rates": [0]}, "numbers above 0"),
+    "own rates": (
+        {"contenders": {"x": {"backbone": "resnet18", "rates": []}}},
+        "contenders.x.rates is [], expected a list of numbers above 0",
+    ),
     "rule": ({"contenders": {"x": {"rule": "luck"}}}, "contrast, density, forest"),
     "both": ({"contenders": {"x": {"rule": "forest", "backbone": "a"}}}, "either a rule or"),
     "train": ({"contenders": {"x": {"backbone": "a", "train": {"speed": 1}}}}, "with speed"),
@@ -266,13 +270,16 @@ def test_rates_are_tried_on_what_is_learned_from(two: Path) -> None:
         "trained": {
             "backbone": "scratch:vit-nano",
             "train": {"freeze": False, "epochs": 3, "batch_size": 8, "head": "mlp"},
-        }
+            "rates": [1e-9, 3.0],
+        },
+        "as others": {"backbone": "scratch:vit-nano", "train": {"freeze": False}},
     }
-    plan = read_plan(write_plan(two, contenders=contenders))
+    plan = read_plan(write_plan(two, rates=[1], contenders=contenders))
+    assert [contender.rates for contender in plan.contenders] == [(1e-9, 3.0), (1.0,)]
     stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
     task = make_task(plan, stock.labels, stock.reach, ("transfer", 60), "b", 0)
     network = Network(plan.contenders[0], "scratch:vit-nano", 0, stock, two / "features")
-    rate = network.choose_rate(task, [1e-9, 3.0])
+    rate = network.choose_rate(task)
     faster = network.config(rate)
     assert (faster.peak_rate, faster.head_rate) == pytest.approx((3 * 2e-4, 3 * 1e-3))
     assert rate.factor == 3.0
