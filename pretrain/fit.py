@@ -145,14 +145,13 @@ class Fit:
         cuboids = to_network(batch, self.stream.shape, self.fabric.device)
         part = len(items) // n
         sums: dict[str, Tensor] = {}
+        per_cuboid: list[Tensor] = []
         for i in range(n):
             rows = slice(i * part, (i + 1) * part)
             draws = Draws(config.seed, step, items[rows], self.fabric.device)
             with self.fabric.no_backward_sync(model, enabled=i < n - 1):
                 loss, told = model(cuboids[rows], draws, share)
-                self._check_finite(
-                    loss, told.pop("per_cuboid"), cuboids[rows], step, batch, rows.start
-                )
+                per_cuboid.append(told.pop("per_cuboid"))
                 self.fabric.backward(loss / n)
             for name, value in {"loss": loss, **told}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / n
@@ -160,32 +159,26 @@ class Fit:
         norm = self.fabric.clip_gradients(
             model, optimizer, max_norm=config.clip, error_if_nonfinite=False
         )
-        if norm is not None and not torch.isfinite(norm):
-            raise RunFailed(f"the gradient of step {step} is {float(norm)}; {_ADVICE}")
+        assert norm is not None  # as a largest one is given
+        sums["gradient_norm"] = norm.detach()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.objective.after_update(share)
+        # Here alone a step waits for its device. What is not finite has spoilt the weights by now,
+        # but with it the run ends, and the last checkpoint is from before.
         means = mean_over_ranks(torch.stack([value.float() for value in sums.values()])).tolist()
         told = dict(zip(sums, means, strict=True))
+        if not math.isfinite(told["loss"]):
+            raise self._not_finite(sums["loss"], torch.cat(per_cuboid), cuboids, step, batch)
+        if not math.isfinite(told["gradient_norm"]):
+            raise RunFailed(f"the gradient of step {step} is {told['gradient_norm']}; {_ADVICE}")
         self._warn(self.monitors.check(step, told))
-        return told | {
-            "gradient_norm": float(norm) if norm is not None else math.nan,
-            "learning_rate": rate,
-            "weight_decay": decay,
-        }
+        return told | {"learning_rate": rate, "weight_decay": decay}
 
-    def _check_finite(
-        self,
-        loss: Tensor,
-        per_cuboid: Tensor,
-        cuboids: Tensor,
-        step: int,
-        batch: Batch,
-        first: int,
-    ) -> None:
-        """Stop on all ranks if the loss of any is not finite, and say where it came from."""
-        if sum_over_ranks((~torch.isfinite(loss.detach())).float()) == 0:
-            return
+    def _not_finite(
+        self, loss: Tensor, per_cuboid: Tensor, cuboids: Tensor, step: int, batch: Batch
+    ) -> RunFailed:
+        """Say where a loss came from that is not finite; all ranks do so together."""
         # The raw ones first: a broken cuboid breaks those that are compared with it.
         raw = ~torch.isfinite(cuboids).flatten(1).all(1)
         broken = (raw if raw.any() else ~torch.isfinite(per_cuboid)).nonzero().flatten().tolist()
@@ -193,14 +186,14 @@ class Fit:
         if len(broken) == len(per_cuboid):
             where = ", for every cuboid alike"
         elif broken:
-            row = first + broken[0]
-            brain = self.stream.brains[int(batch.brain[row])].name
-            at = f"brain {brain} at z y x {batch.origin[row].tolist()}"
+            brain = self.stream.brains[int(batch.brain[broken[0]])].name
+            at = f"brain {brain} at z y x {batch.origin[broken[0]].tolist()}"
             where = f", from {len(broken)} cuboids, the first in {at}"
-        found = gather_objects(self.fabric, (float(loss.detach()), where))
-        value, where = next(each for each in found if not math.isfinite(each[0]))
+        found = gather_objects(self.fabric, (float(loss), where))
+        # Finite ones may have an infinite sum.
+        value, where = next((f for f in found if not math.isfinite(f[0])), found[0])
         advice = _BROKEN if sum_over_ranks(raw.any().float()) else _ADVICE
-        raise RunFailed(f"the loss of step {step} is {value}{where}; {advice}")
+        return RunFailed(f"the loss of step {step} is {value}{where}; {advice}")
 
     def device_name(self) -> str:
         """What the training runs on, for people."""

@@ -77,6 +77,8 @@ class Effort:
         Of these labels; figures are means over them.
     candidates
         Of each block at most; all if None.
+    copies
+        Of each cuboid, from which heads learn: itself, and turned and flipped ones.
     unlabelled
         Cuboids from which principal components are found.
     finetune_draws
@@ -96,6 +98,7 @@ class Effort:
     labels: int = 100
     draws: int = 5
     candidates: int | None = None
+    copies: int = 1
     unlabelled: int = 1000
     finetune_draws: int = 1
     finetune_epochs: int = 6
@@ -104,7 +107,7 @@ class Effort:
 
 
 DEFAULT = Effort()
-FULL = Effort(seeds=3, steps_scale=4.0, finetune_draws=5, finetune_epochs=20)
+FULL = Effort(seeds=3, steps_scale=4.0, copies=4, finetune_draws=5, finetune_epochs=20)
 QUICK = Effort(
     steps_scale=0.0,  # one step is taken
     overrides={"size": "nano", "batch_size": 4, "memory_gb": 0.25},

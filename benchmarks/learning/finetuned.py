@@ -103,12 +103,12 @@ class Finetuned:
         return Labelled.unplaced(cuboids, block.labels[index], name)
 
 
-def embed_blocks(backbone: Backbone, blocks: Blocks) -> Known:
+def embed_blocks(backbone: Backbone, blocks: Blocks, copies: int) -> Known:
     """Ask a frozen backbone about all candidates, on a GPU if there is one."""
     classifier = fresh_classifier(backbone)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return {
-        name: keep_features(classifier, block.cuboids, copies=FinetuneConfig.copies, device=device)
+        name: keep_features(classifier, block.cuboids, copies=copies, device=device)
         for name, block in blocks.items()
     }
 

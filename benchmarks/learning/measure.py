@@ -79,6 +79,7 @@ def measure(config: LearningConfig, effort: Effort) -> Figures:
             f"opened_{CLOSED}": opened,
             "labels": effort.labels,
             "draws": effort.draws,
+            "copies": effort.copies,
             "finetune_draws": effort.finetune_draws,
             "default": _default_method(),
             **_described(trainings),
@@ -182,7 +183,7 @@ def _networks(
     for name, seed, makers in _backbones(network, trainings, effort):
         say(f"{name}, seed {seed}: a head on frozen features, and k-NN")
         made = {make: make() for make in dict.fromkeys(makers.values())}
-        said = {make: embed_blocks(backbone, blocks) for make, backbone in made.items()}
+        said = {make: embed_blocks(made[make], blocks, effort.copies) for make in made}
         known = {seen: said[make] for seen, make in makers.items()}
         head = Finetuned(blocks, makers, seed, {"freeze": True}, known=known)
         results += try_out(name, head, tasks, blocks, seed=seed)
