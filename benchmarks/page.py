@@ -229,6 +229,12 @@ Write = Callable[[Figures], list[str]]
 PARTS: Sequence[tuple[str, str, str, Write]] = (
     ("streaming", "Streaming", "python -m benchmarks.streaming --json F", _streaming),
     ("pretraining", "Pretraining", "python -m benchmarks.pretraining --json F", _pretraining),
+    (
+        "pretraining_seeds",
+        "Pretraining: the default with three seeds",
+        "python -m benchmarks.pretraining --methods simclr --seeds 3 --json F",
+        _pretraining,
+    ),
     ("gpu", "Training and inference on a GPU", "python -m benchmarks.gpu --json F", gpu_part),
     (
         "classification",

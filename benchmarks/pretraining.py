@@ -1,15 +1,15 @@
 """Measure whether pretraining learns: telling cells from the rest in real c-Fos blocks.
 
 Each objective is pretrained without labels, by cubeclf-pretrain itself; then its backbone is
-frozen, and the linear head that cubeclf-finetune fits on it, and k-NN, learn labels in two
-protocols. Own brain: 100 labels of one half of a block, tested on the other half; the backbone has
-seen the block, unlabelled. Transfer: labels of other blocks only; the backbone has not seen the
-tested one. Beside them stand the same network untrained, principal components, a random forest on
-radial means, brightness rules, crowding, and the whole network fine-tuned on the same labels. Then
-what a training step costs. Prints tables, draws a plot, says how the objectives compare; the exit
-code is 0 whatever they do, but for --check.
+frozen, and a linear head as cubeclf-finetune fits it (of each cuboid as it is; --full: of copies
+too), and k-NN, learn labels in two protocols. Own brain: 100 labels of one half of a block, tested
+on the other half; the backbone has seen the block, unlabelled. Transfer: labels of other blocks
+only; the backbone has not seen the tested one. Beside them stand the same network untrained,
+principal components, a random forest on radial means, brightness rules, crowding, and the whole
+network fine-tuned on the same labels. Then what a training step costs. Prints tables, draws a plot,
+says how the objectives compare; the exit code is 0 whatever they do, but for --check.
 
-Takes about 35 minutes on two cores; --full takes many hours.
+Takes some 35 to 40 minutes on two cores; --full takes many hours.
 Needs the real data, see CUBECLF_REAL_DATA.
 """
 

@@ -164,8 +164,8 @@ class Fit:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.objective.after_update(share)
-        # Here alone a step waits for its device. What is not finite has spoilt the weights by now,
-        # but with it the run ends, and the last checkpoint is from before.
+        # Here alone a step waits for what its device computes. What is not finite has spoilt the
+        # weights by now, but with it the run ends, and the last checkpoint is from before.
         means = mean_over_ranks(torch.stack([value.float() for value in sums.values()])).tolist()
         told = dict(zip(sums, means, strict=True))
         if not math.isfinite(told["loss"]):
@@ -190,8 +190,7 @@ class Fit:
             at = f"brain {brain} at z y x {batch.origin[broken[0]].tolist()}"
             where = f", from {len(broken)} cuboids, the first in {at}"
         found = gather_objects(self.fabric, (float(loss), where))
-        # Finite ones may have an infinite sum.
-        value, where = next((f for f in found if not math.isfinite(f[0])), found[0])
+        value, where = next((f for f in found if not math.isfinite(f[0])), (math.inf, ""))
         advice = _BROKEN if sum_over_ranks(raw.any().float()) else _ADVICE
         return RunFailed(f"the loss of step {step} is {value}{where}; {advice}")
 

@@ -182,8 +182,12 @@ class Plan:
     @property
     def rows(self) -> list[tuple[str, int]]:
         """All protocols with all budgets, small ones first."""
-        own = [("own", n) for n in sorted(self.own.labels)] if self.own else []
-        return own + [("transfer", n) for n in sorted(self.transfer, key=lambda n: n or math.inf)]
+        asked = {"own": self.own.labels if self.own else (), "transfer": self.transfer}
+        return [
+            (protocol, n)
+            for protocol, budgets in asked.items()
+            for n in sorted(budgets, key=lambda n: math.inf if n == ALL else n)
+        ]
 
     def rows_of(self, contender: Contender) -> list[tuple[str, int]]:
         """Those that a contender takes part in."""

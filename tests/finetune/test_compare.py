@@ -19,9 +19,10 @@ from cubeclf_core.errors import InputError
 from cubeclf_core.rules import density
 from cubeclf_core.vit import Vit3dConfig
 from finetune.comparing.effects import effects
-from finetune.comparing.grid import Row
+from finetune.comparing.grid import Row, jobs_of
 from finetune.comparing.networks import DEVICE_KINDS, Network, Rate, device_kind
 from finetune.comparing.plan import ALL, Contender, Own, read_plan
+from finetune.comparing.pretraining import Pretrained
 from finetune.comparing.rules import crowding
 from finetune.comparing.stock import fill, look, signature
 from finetune.comparing.tasks import make_task
@@ -318,13 +319,33 @@ def test_what_cannot_be_compared_is_one_line_before_any_work(
 def test_a_rate_that_diverges_is_not_taken(two: Path) -> None:
     train = {"freeze": False, "epochs": 1, "batch_size": 8, "weight_decay": 0.0}
     contenders = {"trained": {"backbone": "scratch:vit-nano", "train": train}}
-    plan = read_plan(write_plan(two, contenders=contenders))
+    plan = read_plan(write_plan(two, rates=[1e30, 1], contenders=contenders))
     stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
     task = make_task(plan, stock.labels, stock.reach, ("transfer", 60), "b", 0)
     network = Network(plan.contenders[0], "scratch:vit-nano", 0, stock, two / "features")
-    rate = network.choose_rate(task, [1e30, 1.0])
+    rate = network.choose_rate(task)
     assert rate.factor == 1.0
     assert "1e+30: diverged" in rate.how
+
+
+def test_budgets_are_in_order_and_all_is_the_most(two: Path) -> None:
+    own = {"labels": ["all", 40, 20]}
+    plan = read_plan(write_plan(two, own=own, transfer={"labels": ["all", 30]}))
+    assert [n for protocol, n in plan.rows if protocol == "own"] == [20, 40, ALL]
+    assert [n for protocol, n in plan.rows if protocol == "transfer"] == [30, ALL]
+
+
+def test_a_cell_depends_on_the_rates_that_are_tried_and_not_on_who_says_so(two: Path) -> None:
+    trained = {"backbone": "scratch:vit-nano", "train": {"freeze": False}}
+    contenders = {name: {**trained, "rates": rates} for name, rates in (("a", [1]), ("b", [1, 3]))}
+    plan = read_plan(write_plan(two, rates=[1], contenders={"plan's": trained, **contenders}))
+    stocked = fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig())
+    stock = look(stocked)
+    folders = {name: two / name for name in ("cells", "features")}
+    pretrained = Pretrained(two, {}, {})
+    jobs = jobs_of(plan, ["b"], pretrained=pretrained, stock=stocked, device="cpu", **folders)
+    files = [job.file(job.tasks(stock, job.rows[0])[0], stock) for job in jobs]
+    assert files[0] == files[1] != files[2]
 
 
 def test_differences_are_of_the_same_labels(two: Path) -> None:
@@ -380,6 +401,6 @@ def test_a_network_that_takes_other_cuboids_is_refused(two: Path, command) -> No
 
 
 def test_what_is_trained_step_by_step() -> None:
-    contender = Contender("x", None, {"": "a"}, {"freeze": False}, 1, {}, 2)
+    contender = Contender("x", None, {"": "a"}, {"freeze": False}, 1, {}, (1.0,), 2)
     assert contender.trains
-    assert not Contender("x", None, {"": "a"}, {}, 1, {}, 2).trains
+    assert not Contender("x", None, {"": "a"}, {}, 1, {}, (1.0,), 2).trains

@@ -90,9 +90,9 @@ def test_probe_measures_exports_and_tells(command, simulated, tmp_path) -> None:
     assert any(line.startswith("probe     linear AUC") for line in outcome.lines)
 
 
-@pytest.mark.parametrize("method", ["simclr", "mae"])
+@pytest.mark.parametrize(("method", "parts"), [("simclr", 1), ("simclr", 2), ("mae", 1)])
 def test_a_cuboid_that_breaks_the_loss_is_named(
-    method: str, command, simulated, tmp_path, monkeypatch
+    method: str, parts: int, command, simulated, tmp_path, monkeypatch
 ) -> None:
     """Also where others are compared with it, whose loss it breaks too."""
     right = fit.to_network
@@ -107,8 +107,8 @@ def test_a_cuboid_that_breaks_the_loss_is_named(
 
     monkeypatch.setattr(fit, "to_network", broken)
     out = tmp_path / "run"
-    words = ("--out", out, "--method", method, "--steps", 6, *SMALL, *OFTEN)
-    outcome = command("cubeclf-pretrain", simulated(0).volume, *words)
+    words = ("--out", out, "--method", method, "--steps", 6, "--accumulate", parts)
+    outcome = command("cubeclf-pretrain", simulated(0).volume, *words, *SMALL, *OFTEN)
     assert outcome.code == 1
     origin = calls[2].origin[2].tolist()
     assert "the loss of step 2 is nan, from 1 cuboids" in outcome.lines[-1]
