@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.learning import report as learning
 from benchmarks.output import Figures
 from benchmarks.report import RATIOS, TARGETS, WAYS, findings
 
@@ -92,10 +93,7 @@ def _pretraining(figures: Figures) -> list[str]:
         )
     return [
         _table(rows),
-        f"A step of masked autoencoding on streamed data is {float(figures['step_share']):.3f} "
-        "times as fast as on one batch in memory; leaving out what is masked makes it "
-        f"{float(figures['mae_saving']):.2f} times as fast; augmentation is "
-        f"{float(figures['augmentation_share']):.0%} of it.",
+        "\n".join(f"- {found}" for found in learning.findings(figures)),
     ]
 
 

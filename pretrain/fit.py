@@ -169,14 +169,14 @@ class Fit:
         means = mean_over_ranks(torch.stack([value.float() for value in sums.values()])).tolist()
         told = dict(zip(sums, means, strict=True))
         if not math.isfinite(told["loss"]):
-            raise self._not_finite(sums["loss"], torch.cat(per_cuboid), cuboids, step, batch)
+            raise self._not_finite(told["loss"], torch.cat(per_cuboid), cuboids, step, batch)
         if not math.isfinite(told["gradient_norm"]):
             raise RunFailed(f"the gradient of step {step} is {told['gradient_norm']}; {_ADVICE}")
         self._warn(self.monitors.check(step, told))
         return told | {"learning_rate": rate, "weight_decay": decay}
 
     def _not_finite(
-        self, loss: Tensor, per_cuboid: Tensor, cuboids: Tensor, step: int, batch: Batch
+        self, loss: float, per_cuboid: Tensor, cuboids: Tensor, step: int, batch: Batch
     ) -> RunFailed:
         """Say where a loss came from that is not finite; all ranks do so together."""
         # The raw ones first: a broken cuboid breaks those that are compared with it.
@@ -189,10 +189,9 @@ class Fit:
             brain = self.stream.brains[int(batch.brain[broken[0]])].name
             at = f"brain {brain} at z y x {batch.origin[broken[0]].tolist()}"
             where = f", from {len(broken)} cuboids, the first in {at}"
-        found = gather_objects(self.fabric, (float(loss), where))
-        value, where = next((f for f in found if not math.isfinite(f[0])), (math.inf, ""))
+        where = next(filter(None, gather_objects(self.fabric, where)), "")
         advice = _BROKEN if sum_over_ranks(raw.any().float()) else _ADVICE
-        return RunFailed(f"the loss of step {step} is {value}{where}; {advice}")
+        return RunFailed(f"the loss of step {step} is {loss}{where}; {advice}")
 
     def device_name(self) -> str:
         """What the training runs on, for people."""

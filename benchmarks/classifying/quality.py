@@ -110,7 +110,7 @@ class Quality:
                 {task.seen: _random_resnet},
                 0,
                 # A step takes as long on two cores as ten of a nano network.
-                {"freeze": False, "epochs": 10, "batch_size": 16},
+                {"epochs": 10, "batch_size": 16},
                 pretrained=False,
             )
             reached = self._rank(task, resnet(task))

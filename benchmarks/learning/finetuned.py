@@ -34,7 +34,7 @@ Known = Mapping[str, Features]
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A backbone with a linear head: that is fitted, and goes on learning with the backbone.
+    """A backbone with a linear head that is fitted; then both go on learning, if not frozen.
 
     Attributes
     ----------
@@ -45,11 +45,11 @@ class Finetuned:
     seed
         Of everything random.
     settings
-        Of `cubeclf-finetune`: whether the backbone is frozen, among others.
+        Of `cubeclf-finetune`.
     pretrained
         Whether early layers have learned something already, and are trained more slowly.
     known
-        For a frozen backbone, what it says, by key of `SEEN`.
+        What the backbone says, by key of `SEEN`, if it is frozen; None if it goes on learning.
     """
 
     blocks: Blocks
@@ -73,6 +73,7 @@ class Finetuned:
             out=nowhere,
             brains=(nowhere,),
             seed=self.seed,
+            freeze=self.known is not None,
             for_others=task.protocol == "transfer",
             **self.settings,
         )

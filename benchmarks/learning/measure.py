@@ -185,7 +185,7 @@ def _networks(
         made = {make: make() for make in dict.fromkeys(makers.values())}
         said = {make: embed_blocks(made[make], blocks, effort.copies) for make in made}
         known = {seen: said[make] for seen, make in makers.items()}
-        head = Finetuned(blocks, makers, seed, {"freeze": True}, known=known)
+        head = Finetuned(blocks, makers, seed, {}, known=known)
         results += try_out(name, head, tasks, blocks, seed=seed)
         compared = {make: vectors(said[make], backbone) for make, backbone in made.items()}
         near = Frozen(blocks, {seen: compared[make] for seen, make in makers.items()})
@@ -193,7 +193,6 @@ def _networks(
         if seed < effort.seeds and name != "untrained_pooled":
             say(f"{name}, seed {seed}: fine-tuning, {len(few)} times")
             settings = {
-                "freeze": False,
                 "epochs": effort.finetune_epochs,
                 "batch_size": effort.finetune_batch,
             }

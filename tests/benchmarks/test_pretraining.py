@@ -229,7 +229,7 @@ def test_a_head_on_a_frozen_network_finds_what_that_says_and_nothing_else() -> N
         told[name][:, :, 3] += 4 * torch.from_numpy(block.labels)
     for said, low, high in ((told, 0.9, 1.0), (noise, 0.35, 0.65)):
         known = {seen: {n: Features(copies) for n, copies in said.items()} for seen in SEEN}
-        head = Finetuned(blocks, dict.fromkeys(SEEN, make), 0, {"freeze": True}, known=known)
+        head = Finetuned(blocks, dict.fromkeys(SEEN, make), 0, {}, known=known)
         figures = summarise(try_out("head", head, tasks, blocks))
         for row in ("own", "transfer"):
             assert low <= figures[f"{row}.head.auc"] <= high, row
