@@ -9,7 +9,7 @@ principal components, a random forest on radial means, brightness rules, crowdin
 network fine-tuned on the same labels. Then what a training step costs. Prints tables, draws a plot,
 says how the objectives compare; the exit code is 0 whatever they do, but for --check.
 
-Takes some 40 minutes on two cores; --full takes many hours.
+Takes some 30 minutes on two cores; --full takes many hours.
 Needs the real data, see CUBECLF_REAL_DATA.
 """
 

@@ -52,7 +52,7 @@ class SpeedEffort:
 
     size: Size = "tiny"
     batch_size: int = 32
-    rounds: int = 5
+    rounds: int = 20
     steps: int = 6
     shape: Shape3 = (128, 512, 512)
 

@@ -33,8 +33,8 @@ _DISTILLATION: Mapping[str, Any] = {
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "simclr": {},
-    "dino": {"steps": 90, "settings": _DISTILLATION},
-    "dinov2": {"steps": 75, "settings": _DISTILLATION},
-    "mae": {"steps": 700},
+    "dino": {"steps": 160, "settings": _DISTILLATION},
+    "dinov2": {"steps": 150, "settings": _DISTILLATION},
+    "mae": {"steps": 600},
 }
 """Objectives, and the settings that are their own; steps are to take about as long for each."""
