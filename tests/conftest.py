@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,18 @@ import yaml
 from beartype import BeartypeConf, beartype
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# What our modules import: if they did it under the hook below, Python would pass over the compiled
+# files of these, for seconds.
+for name in (
+    "dask.array",
+    "lightning_fabric",
+    "matplotlib.pyplot",
+    "sklearn.ensemble",
+    "timm",
+    "zarr",
+):
+    import_module(name)
 
 # Types, shapes and dtypes of annotations are checked at every call; an int will do for a float.
 # The hook takes its checker by a name that can be imported.

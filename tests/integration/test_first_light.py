@@ -40,7 +40,8 @@ def test_planes_to_classified_cells(method: str, simulated, tmp_path: Path, comm
 
     pretrained, run_folder = tmp_path / "pretrained", tmp_path / "classifier"
     small = ("--method", method, "--size", "nano", "--steps", 6, "--batch-size", 4)
-    run("cubeclf-pretrain", file, *small, "--log-every", 2, "--out", pretrained)
+    often = ("--log-every", 2, "--monitor-every", 6)
+    run("cubeclf-pretrain", file, *small, *often, "--out", pretrained)
     told = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in told if "loss" in line]
     assert [line["step"] for line in lines] == [0, 2, 4, 5]

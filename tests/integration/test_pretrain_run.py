@@ -155,6 +155,7 @@ def test_a_run_that_has_ended_goes_on_for_longer(command, simulated, tmp_path) -
     assert "has taken 5" in fewer.lines[-1]
 
 
+@pytest.mark.slow
 def test_a_short_run_is_looked_at_and_kept_on_the_way(command, simulated, tmp_path) -> None:
     out = tmp_path / "run"
     words = ("cubeclf-pretrain", simulated(0).volume, "--out", out, "--steps", 17, *SMALL)

@@ -4,13 +4,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pretrain.config import PretrainConfig
 from pretrain.schedules import learning_rate, weight_decay
 
 
 def settings(**changes) -> PretrainConfig:
-    return PretrainConfig(("brain",), out=Path("run"), steps=200, **changes)
+    return PretrainConfig(("brain",), out=Path("run"), **{"steps": 200, **changes})
+
+
+@given(st.integers(1, 1_000_000))
+def test_a_run_is_looked_at_eight_times_and_at_least_every_250_steps(steps: int) -> None:
+    every = settings(steps=steps).every(None)
+    assert 1 <= every <= 250
+    assert steps // every >= min(steps, 8)
+    assert settings(steps=steps).every(7) == 7
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_a_thousandth() -> None:
