@@ -34,6 +34,7 @@ def test_help_answers_without_torch() -> None:
     assert "--folder" in done.stdout
 
 
+@pytest.mark.slow
 def test_brains_are_made_and_flags_go_on_to_the_command(simulated, tmp_path: Path, capfd) -> None:
     for number in (1, 2, 3):  # what is there is not made again
         shutil.copytree(simulated(0).folder, tmp_path / f"usual_{number}")
@@ -45,6 +46,7 @@ def test_brains_are_made_and_flags_go_on_to_the_command(simulated, tmp_path: Pat
     assert yaml.safe_load((tmp_path / "usual.yaml").read_text()) == labelled
 
 
+@pytest.mark.slow
 def test_blocks_are_named_with_their_labels(real_data: Path, tmp_path: Path, capfd) -> None:
     del real_data
     assert main(["cfos", "--folder", str(tmp_path), "--contenders", "nobody"]) == 2

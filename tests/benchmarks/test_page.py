@@ -68,7 +68,9 @@ def test_growth_is_measured_in_processes_of_their_own(tmp_path: Path, monkeypatc
     assert "| processes 2 |" in "".join(scaling_part(found))
 
 
-@pytest.mark.parametrize("name", ["gpu", "scaling", "serial2p", "zoo"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("gpu", marks=pytest.mark.slow), "scaling", "serial2p", "zoo"]
+)
 def test_help_says_what_it_is(name: str) -> None:
     words = [sys.executable, "-W", "error", "-m", f"benchmarks.{name}", "--help"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)

@@ -327,6 +327,7 @@ def pretend(training: Training) -> None:
     training.end(60.0)
 
 
+@pytest.mark.slow
 def test_all_figures_are_there(
     simulated_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,7 @@ def words(archive: Path, folder: Path, *more: str) -> list[str]:
     return [*common, "--backbones", "scratch:vit-nano", "--train", "{copies: 1, folds: 2}", *more]
 
 
+@pytest.mark.slow
 def test_the_protocol_from_archive_to_figure(archive: Path, tmp_path: Path, capfd) -> None:
     assert main(words(archive, tmp_path)) == 0
     assert "false-positive rate at recall 0.99" in capfd.readouterr().out

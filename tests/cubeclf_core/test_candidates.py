@@ -159,7 +159,14 @@ def test_a_chunk_is_decoded_about_once_where_memory_is_tight() -> None:
 
 
 @pytest.mark.usefixtures("by_chunk")
-@pytest.mark.parametrize("chunks", [(16, 64, 64), (8, 256, 256), (32, 128, 256)])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        pytest.param((16, 64, 64), marks=pytest.mark.slow),
+        pytest.param((8, 256, 256), marks=pytest.mark.slow),
+        (32, 128, 256),
+    ],
+)
 def test_memory_keeps_to_its_setting(chunks) -> None:
     volume = random_volume((32, 256, 256), chunks, "uint8")
     positions, shape = anywhere(volume, 1500), (10, 20, 40)

@@ -31,7 +31,7 @@ def cuboids_around(signal: npt.NDArray[np.uint16], cells: Cells) -> npt.NDArray[
     return np.stack([padded[z : z + 20, y : y + 50, x : x + 50] for z, y, x in corners])
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_brightness_and_crowding_do_not_tell_cells_from_artefacts(
     seed: int, tmp_path: Path
 ) -> None:

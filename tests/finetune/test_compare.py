@@ -214,6 +214,7 @@ def test_a_comparison_and_what_it_takes_up_again(two: Path, command, monkeypatch
     assert {r["device"] for r in rows(out)} == {device_kind()}
 
 
+@pytest.mark.slow
 def test_what_was_done_on_a_device_of_another_kind_counts(two: Path, command, monkeypatch) -> None:
     monkeypatch.chdir(two)
     words = ["cubeclf-compare", write_plan(two), "--out", two / "out", "--workers", 1]
@@ -236,6 +237,7 @@ def test_labels_are_known_by_what_they_show_on_any_machine() -> None:
     assert signature(np.roll(cuboids, 1, axis=4) * 1.02) != signature(cuboids)
 
 
+@pytest.mark.slow
 def test_networks_learn_as_finetune_trains_them(two: Path, simulated, command) -> None:
     """The same labels in a brains file, and `cubeclf-finetune`, give the same probabilities."""
     backbone = "scratch:vit-nano+projection"
@@ -265,6 +267,7 @@ def test_networks_learn_as_finetune_trains_them(two: Path, simulated, command) -
     np.testing.assert_allclose(answer.scores, np.asarray(expected), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rates_are_tried_on_what_is_learned_from(two: Path) -> None:
     """A rate of nothing learns nothing, so it is not the one that is chosen."""
     contenders = {

@@ -126,7 +126,7 @@ WRITERS = {
 
 @pytest.mark.parametrize(
     "kind",
-    [k if k == "torch" else pytest.param(k, marks=pytest.mark.slow) for k in NAMES],
+    [k if k == "bundle" else pytest.param(k, marks=pytest.mark.slow) for k in NAMES],
 )
 def test_a_wrong_export_is_not_written(
     kind: str, tmp_path: Path, command, monkeypatch, fitted

@@ -128,6 +128,7 @@ def test_a_head_learns_within_brains(blobs, fit_at_once, predict) -> None:
     assert abs(gap(data)) < 0.7 * gap(as_one)
 
 
+@pytest.mark.slow
 def test_training_begins_with_the_intercepts_that_the_head_was_fitted_with(blobs) -> None:
     """In one brain only the brightest objects count as cells, in the other all but the dimmest."""
     parts = []
@@ -243,7 +244,9 @@ def test_a_residual_network_is_trained_and_its_frozen_statistics_stay(blobs) -> 
     assert changed == {"stage4"}
 
 
-@pytest.mark.parametrize("changes", [{"freeze": False}, {"lora_rank": 4}])
+@pytest.mark.parametrize(
+    "changes", [{"freeze": False}, pytest.param({"lora_rank": 4}, marks=pytest.mark.slow)]
+)
 def test_training_a_network_lowers_the_loss_and_finds_cells(changes, blobs, predict) -> None:
     """From a head that is random, which a linear one would not be."""
     unseen = blobs(60, 1)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.started import Started
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -35,28 +35,21 @@ def two_brains(simulated) -> Brains:
     return simulated(0).brains_file, simulated(1).brains_file
 
 
-def start(brains: Brains, out: Path, way: str, *more: object, code: str = RUN) -> subprocess.Popen:
+def start(brains: Brains, out: Path, way: str, *more: object, code: str = RUN) -> Started:
     words = ("--backbone", "scratch:vit-nano", "--brains", *brains, "--out", out)
     words = (*words, *SETTINGS, *WAYS[way], *more)
-    arguments = [sys.executable, "-W", "error", "-c", code, *map(str, words)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def finish(process: subprocess.Popen) -> tuple[int, list[str]]:
-    _, err = process.communicate(timeout=240)
-    return process.returncode, err.splitlines()
+    return Started(code, [*map(str, words)])
 
 
 def epochs(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def wait_for_epochs(process: subprocess.Popen, out: Path, n: int) -> None:
+def wait_for_epochs(process: Started, out: Path, n: int) -> None:
     file = out / "metrics.jsonl"
     while process.poll() is None and not (file.exists() and file.read_text().count("\n") >= n):
         time.sleep(0.01)
-    assert process.poll() is None, process.stderr.read()
+    assert process.poll() is None, process.told()
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +60,7 @@ def uninterrupted(simulated, tmp_path_factory) -> Callable[[str], Path]:
     def get(way: str) -> Path:
         if way not in made:
             out = tmp_path_factory.mktemp("uninterrupted") / way
-            code, err = finish(start(two_brains(simulated), out, way))
+            code, err = start(two_brains(simulated), out, way).finish()
             assert code == 0, err
             made[way] = out
         return made[way]
@@ -76,7 +69,7 @@ def uninterrupted(simulated, tmp_path_factory) -> Callable[[str], Path]:
 
 
 def assert_resumes_exactly(out: Path, brains: Brains, way: str, reference: Path) -> None:
-    code, err = finish(start(brains, out, way, "--resume"))
+    code, err = start(brains, out, way, "--resume").finish()
     assert code == 0, err
     assert epochs(out) == epochs(reference)
     name = "exported/classifier.safetensors"
@@ -102,7 +95,7 @@ def test_a_killed_run_resumes_bit_for_bit(
         process = start(brains, out, way, "--resume")
         wait_for_epochs(process, out, n)
         process.kill()
-        finish(process)
+        process.finish()
         assert not (out / "metrics.json").exists()
     assert_resumes_exactly(out, brains, way, reference)
 
@@ -113,10 +106,10 @@ def test_a_signal_leaves_after_the_epoch(simulated, uninterrupted, tmp_path: Pat
     process = start(brains, out, "network")
     wait_for_epochs(process, out, 1)
     process.send_signal(signal.SIGTERM)
-    code, err = finish(process)
+    code, err = process.finish()
     assert code == 75, err
     assert "--resume goes on after its last epoch" in err[-1]
-    other = finish(start(brains, out, "network", "--resume", "--seed", 3))
+    other = start(brains, out, "network", "--resume", "--seed", 3).finish()
     assert other[0] == 2
     assert "--seed is 3" in other[1][-1]
     assert_resumes_exactly(out, brains, "network", uninterrupted("network"))
@@ -137,7 +130,7 @@ def limited(tensors, path, metadata):
     save(tensors, path, metadata)
 checkpoint.save_file = limited
 """
-    code, err = finish(start(brains, out, "network", code=full + RUN))
+    code, err = start(brains, out, "network", code=full + RUN).finish()
     assert code == 1, err
     assert "could not be written" in err[-1]
     assert_resumes_exactly(out, brains, "network", uninterrupted("network"))

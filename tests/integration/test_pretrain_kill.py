@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.started import Started
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -61,16 +61,9 @@ def start(
     *more: object,
     code: str = RUN,
     often: tuple[object, ...] = OFTEN,
-) -> subprocess.Popen:
+) -> Started:
     words = (volume, "--out", out, "--method", method, *SETTINGS, *often, *METHODS[method], *more)
-    arguments = [sys.executable, "-W", "error", "-c", code, *map(str, words)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def finish(process: subprocess.Popen) -> tuple[int, list[str]]:
-    _, err = process.communicate(timeout=240)
-    return process.returncode, err.splitlines()
+    return Started(code, [*map(str, words)])
 
 
 def losses(out: Path) -> dict[int, float]:
@@ -81,11 +74,11 @@ def losses(out: Path) -> dict[int, float]:
     return dict(told)
 
 
-def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
+def wait_for_step(process: Started, out: Path, step: int) -> None:
     file, wanted = out / "metrics.jsonl", f'"step": {step}, "loss"'
     while process.poll() is None and not (file.exists() and wanted in file.read_text()):
         time.sleep(0.01)
-    assert process.poll() is None, process.stderr.read()
+    assert process.poll() is None, process.told()
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +89,7 @@ def uninterrupted(simulated, tmp_path_factory) -> Callable[[str], Path]:
     def get(method: str) -> Path:
         if method not in made:
             out = tmp_path_factory.mktemp("uninterrupted") / method
-            code, err = finish(start(simulated(0).volume, out, method))
+            code, err = start(simulated(0).volume, out, method).finish()
             assert code == 0, err
             made[method] = out
         return made[method]
@@ -105,7 +98,7 @@ def uninterrupted(simulated, tmp_path_factory) -> Callable[[str], Path]:
 
 
 def assert_resumes_exactly(out: Path, volume: Path, method: str, reference: Path) -> None:
-    code, err = finish(start(volume, out, method, "--resume"))
+    code, err = start(volume, out, method, "--resume").finish()
     assert code == 0, err
     assert any(line.startswith("resuming  after ") for line in err)
     assert losses(out) == losses(reference)
@@ -131,7 +124,7 @@ def test_a_killed_run_resumes_bit_for_bit(
     process = start(volume, out, method)
     wait_for_step(process, out, 9)
     process.kill()
-    finish(process)
+    process.finish()
     assert not (out / "exported").exists()
     assert_resumes_exactly(out, volume, method, uninterrupted(method))
 
@@ -144,7 +137,7 @@ def test_a_run_killed_again_and_again_resumes(simulated, uninterrupted, tmp_path
         process = start(volume, out, "mae", "--resume")
         wait_for_step(process, out, step)
         process.kill()
-        finish(process)
+        process.finish()
     assert_resumes_exactly(out, volume, "mae", uninterrupted("mae"))
 
 
@@ -159,11 +152,11 @@ def test_a_run_killed_after_its_best_probe_and_before_a_checkpoint_begins_anew(
     best = out / "exported" / "best_probe.safetensors"
     while process.poll() is None and not best.exists():
         time.sleep(0.01)
-    assert process.poll() is None, process.stderr.read()
+    assert process.poll() is None, process.told()
     process.kill()
-    finish(process)
+    process.finish()
     assert not (out / "checkpoints").exists()
-    code, err = finish(start(brain.volume, out, "mae", "--resume", "--probe", brain.brains_file))
+    code, err = start(brain.volume, out, "mae", "--resume", "--probe", brain.brains_file).finish()
     assert code == 0, err
     assert losses(out) == losses(uninterrupted("mae"))
 
@@ -177,7 +170,7 @@ def test_a_signal_writes_a_checkpoint_and_leaves(
     process = start(volume, out, "mae")
     wait_for_step(process, out, 5)
     process.send_signal(getattr(signal, name))
-    code, err = finish(process)
+    code, err = process.finish()
     assert code == 75, err
     assert err[-1].startswith(f"error: stopped by {name} after step ")
     assert "--resume" in err[-1]
@@ -189,7 +182,7 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(
     simulated, uninterrupted, tmp_path: Path
 ) -> None:
     out, volume = tmp_path / "run", simulated(0).volume
-    code, _ = finish(start(volume, out, "mae", code=KILLED_WHILE_WRITING + RUN))
+    code, _ = start(volume, out, "mae", code=KILLED_WHILE_WRITING + RUN).finish()
     assert code == -signal.SIGKILL
     assert list((out / "checkpoints").glob(".partial-*"))
     assert max(losses(out)) == 7
@@ -199,7 +192,7 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before(simulated, uninterrupted, tmp_path: Path) -> None:
     out, volume = tmp_path / "run", simulated(0).volume
-    code, err = finish(start(volume, out, "mae", code=DISK_FULL + RUN))
+    code, err = start(volume, out, "mae", code=DISK_FULL + RUN).finish()
     assert code == 1, err
     assert "could not be written" in err[-1]
     assert "the one before it is kept" in err[-1]
@@ -210,7 +203,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(simulated, uninterrupted, tmp_
 def test_another_setting_is_refused_on_resume(simulated, uninterrupted) -> None:
     out = uninterrupted("mae")
     before = (out / "metrics.jsonl").read_bytes()
-    code, err = finish(start(simulated(0).volume, out, "mae", "--resume", "--seed", 3))
+    code, err = start(simulated(0).volume, out, "mae", "--resume", "--seed", 3).finish()
     assert code == 2
     assert err[-1].startswith("error: --seed is 3, but the run in ")
     assert (out / "metrics.jsonl").read_bytes() == before

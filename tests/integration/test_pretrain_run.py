@@ -90,7 +90,10 @@ def test_probe_measures_exports_and_tells(command, simulated, tmp_path) -> None:
     assert any(line.startswith("probe     linear AUC") for line in outcome.lines)
 
 
-@pytest.mark.parametrize(("method", "parts"), [("simclr", 1), ("simclr", 2), ("mae", 1)])
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [pytest.param("simclr", 1, marks=pytest.mark.slow), ("simclr", 2), ("mae", 1)],
+)
 def test_a_cuboid_that_breaks_the_loss_is_named(
     method: str, parts: int, command, simulated, tmp_path, monkeypatch
 ) -> None:
@@ -210,6 +213,7 @@ def test_weights_of_images_are_a_start(command, simulated, tmp_path) -> None:
     assert any("before this training" in line for line in outcome.lines)
 
 
+@pytest.mark.slow
 def test_a_batch_that_exchanges_no_surroundings_is_told_of(command, simulated, tmp_path) -> None:
     six = [6 if word == 4 else word for word in (*SMALL, *OFTEN)]
     words = ("--out", tmp_path / "run", "--steps", 1, *six)

@@ -9,7 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-PRETRAIN = ("--size", "nano", "--batch-size", 4, "--steps", 6, "--log-every", 2, "--monitor-every", 6)
+PRETRAIN = (
+    "--size",
+    "nano",
+    "--batch-size",
+    4,
+    "--steps",
+    6,
+    "--log-every",
+    2,
+    "--monitor-every",
+    6,
+)
 
 
 def chunk_files(volume: Path) -> list[Path]:
