@@ -9,18 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-PRETRAIN = (
-    "--size",
-    "nano",
-    "--batch-size",
-    4,
-    "--steps",
-    6,
-    "--log-every",
-    2,
-    "--monitor-every",
-    6,
-)
+RARELY = ("--log-every", 2, "--monitor-every", 6)
+PRETRAIN = ("--size", "nano", "--batch-size", 4, "--steps", 6, *RARELY)
 
 
 def chunk_files(volume: Path) -> list[Path]:
