@@ -20,7 +20,7 @@ from jaxtyping import install_import_hook
 for name in (
     "dask.array",
     "lightning_fabric",
-    "matplotlib.pyplot",
+    "matplotlib.figure",
     "sklearn.ensemble",
     "timm",
     "zarr",

@@ -7,17 +7,18 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import torch
+from threadpoolctl import threadpool_limits
 
 _LOADED_ONCE = ["pretrain.run", "finetune.run", "finetune.comparing.grid"]
 
 
-def _run(code: str, words: list[str], told: str) -> None:
+def _run(code: str, words: list[str], told: Path) -> None:
     """Be `python -W error -c code words`, but for what has been loaded already."""
     torch.set_num_threads(1)
-    with Path(told).open("wb") as file, Path(os.devnull).open("wb") as nowhere:
+    threadpool_limits(1)
+    with told.open("wb") as file, Path(os.devnull).open("wb") as nowhere:
         os.dup2(file.fileno(), 2)
         os.dup2(nowhere.fileno(), 1)
     sys.argv = ["-c", *words]
@@ -29,14 +30,20 @@ class Started:
     """A process with as much of `subprocess.Popen` as tests ask of it.
 
     It is forked from one that has loaded torch and all else, which takes longer than most of what
-    is tested here.
+    is tested here; so what happens as Python ends is not seen, which a test of Ctrl-C does.
+
+    Parameters
+    ----------
+    told
+        File for what it writes to standard error.
     """
 
-    def __init__(self, code: str, words: list[str]) -> None:
+    def __init__(self, code: str, words: list[str], told: Path) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_LOADED_ONCE)
-        self._told = NamedTemporaryFile()  # noqa: SIM115 - it goes with this
-        self._process = context.Process(target=_run, args=(code, words, self._told.name))
+        self._told = told
+        # A daemon ends with the tests, if one of them fails and leaves it running.
+        self._process = context.Process(target=_run, args=(code, words, told), daemon=True)
         self._process.start()
         self.kill = self._process.kill
 
@@ -49,7 +56,7 @@ class Started:
 
     def told(self) -> str:
         """What it has written to standard error by now."""
-        return Path(self._told.name).read_text(encoding="utf-8")
+        return self._told.read_text(encoding="utf-8")
 
     def finish(self, seconds: float = 240) -> tuple[int, list[str]]:
         """Wait for the end; gives the exit code and the lines of standard error."""

@@ -6,12 +6,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess, parent_process
 from types import TracebackType
 from typing import Any, TypeVar
@@ -28,7 +26,6 @@ _LOOK_S = 0.5  # how often to look whether somebody wants to stop
 _LEAVE_S = 5.0  # in which a process that is asked to has to end
 _ALONE = threading.Lock()
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_LOADED_ONCE = ["finetune.comparing.grid"]  # and all that it imports, which takes some seconds
 
 
 def usable_cores() -> int:
@@ -62,7 +59,7 @@ class Processes:
 
     def __init__(self, n: int) -> None:
         self._n = n
-        self._context = _context()
+        self._context = multiprocessing.get_context("spawn")  # torch has threads
         self._all: dict[Connection, BaseProcess] = {}
 
     def __enter__(self) -> Processes:
@@ -142,15 +139,6 @@ class Processes:
                 f"a process died (exit code {process.exitcode}), perhaps for want of memory; try "
                 "fewer --workers, and go on with --resume"
             ) from error
-
-
-def _context() -> SpawnContext | ForkServerContext:
-    """Where processes come from: never forked from this one, where torch has threads."""
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_LOADED_ONCE)
-    return context
 
 
 @contextlib.contextmanager

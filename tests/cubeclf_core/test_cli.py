@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,6 @@ import pytest
 import yaml
 
 from cubeclf_core.checkpoint import load_checkpoint
-from tests.started import Started
 
 
 def test_printed_config_is_read_back(command, tmp_path: Path) -> None:
@@ -75,14 +76,18 @@ def test_ctrl_c_stops_with_130_and_keeps_what_was_learned(simulated, tmp_path: P
     run = tmp_path / "run"
     code = "from pretrain.commands import pretrain; pretrain()"
     flags = ["--out", str(run), "--size", "nano", "--steps", "100000", "--batch-size", "2"]
-    process = Started(code, [str(simulated(0).volume), *flags, "--log-every", "1"])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(simulated(0).volume), *flags, "--log-every", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 400  # a loaded machine takes a minute to import torch
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    exit_code, err = process.finish()
-    assert exit_code == 130
-    assert err[-1] == "error: interrupted"
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 130
+    assert err.strip().splitlines()[-1] == "error: interrupted"
     header, tensors = load_checkpoint(run, "backbone")
     assert header.training["steps"] >= 1
     assert tensors

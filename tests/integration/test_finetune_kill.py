@@ -38,7 +38,7 @@ def two_brains(simulated) -> Brains:
 def start(brains: Brains, out: Path, way: str, *more: object, code: str = RUN) -> Started:
     words = ("--backbone", "scratch:vit-nano", "--brains", *brains, "--out", out)
     words = (*words, *SETTINGS, *WAYS[way], *more)
-    return Started(code, [*map(str, words)])
+    return Started(code, [*map(str, words)], out.with_name(f"{out.name}.err"))
 
 
 def epochs(out: Path) -> list[dict]:

@@ -63,7 +63,7 @@ def start(
     often: tuple[object, ...] = OFTEN,
 ) -> Started:
     words = (volume, "--out", out, "--method", method, *SETTINGS, *often, *METHODS[method], *more)
-    return Started(code, [*map(str, words)])
+    return Started(code, [*map(str, words)], out.with_name(f"{out.name}.err"))
 
 
 def losses(out: Path) -> dict[int, float]:
