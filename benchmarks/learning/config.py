@@ -45,7 +45,7 @@ class SpeedEffort:
     rounds
         In each of which every kind of step is measured; figures are medians over them.
     steps
-        Of each kind in a round.
+        Of each kind in a round; a third of them of what streaming has no part in.
     shape
         Of the volume that is streamed, z y x.
     """
@@ -101,7 +101,7 @@ class Effort:
     copies: int = 1
     unlabelled: int = 1000
     finetune_draws: int = 1
-    finetune_epochs: int = 6
+    finetune_epochs: int = 4
     finetune_batch: int = 32
     speed: SpeedEffort = SpeedEffort()
 
