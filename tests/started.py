@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits
 
-_LOADED_ONCE = ["pretrain.run", "finetune.run", "finetune.comparing.grid"]
+_LOADED_ONCE = ["pretrain.run", "finetune.run"]
 
 
 def _run(code: str, words: list[str], told: Path) -> None:
@@ -30,7 +30,8 @@ class Started:
     """A process with as much of `subprocess.Popen` as tests ask of it.
 
     It is forked from one that has loaded torch and all else, which takes longer than most of what
-    is tested here; so what happens as Python ends is not seen, which a test of Ctrl-C does.
+    is tested here; what happens as Python ends is not seen so, and the test of
+    Ctrl-C starts Python afresh.
 
     Parameters
     ----------
@@ -41,6 +42,7 @@ class Started:
     def __init__(self, code: str, words: list[str], told: Path) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_LOADED_ONCE)
+        told.touch()
         self._told = told
         # A daemon ends with the tests, if one of them fails and leaves it running.
         self._process = context.Process(target=_run, args=(code, words, told), daemon=True)

@@ -45,7 +45,7 @@ class SpeedEffort:
     rounds
         In each of which every kind of step is measured; figures are medians over them.
     steps
-        Of each kind in a round; a third of them of what streaming has no part in.
+        In a round, of those that `step_share` is of; a third as many of others.
     shape
         Of the volume that is streamed, z y x.
     """

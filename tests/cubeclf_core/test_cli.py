@@ -85,7 +85,10 @@ def test_ctrl_c_stops_with_130_and_keeps_what_was_learned(simulated, tmp_path: P
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=200)
+    try:
+        _, err = process.communicate(timeout=200)
+    finally:
+        process.kill()  # does nothing to one that has ended
     assert process.returncode == 130
     assert err.strip().splitlines()[-1] == "error: interrupted"
     header, tensors = load_checkpoint(run, "backbone")
