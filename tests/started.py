@@ -30,8 +30,8 @@ class Started:
     """A process with as much of `subprocess.Popen` as tests ask of it.
 
     It is forked from one that has loaded torch and all else, which takes longer than most of what
-    is tested here; what happens as Python ends is not seen so, and the test of
-    Ctrl-C starts Python afresh.
+    is tested here. What happens as Python ends is not seen so; the test of Ctrl-C starts Python
+    afresh.
 
     Parameters
     ----------
