@@ -1,6 +1,6 @@
 """Run the comparisons of docs/comparison.md: write their brains files, then `cubeclf-compare`.
 
-cfos, cfos_few and microglia need the real data, see CUBECLF_REAL_DATA; the others make brains.
+Those of c-Fos and microglia need the real data, see CUBECLF_REAL_DATA; the others make brains.
 Plans are in benchmarks/comparisons. Further flags, --resume and --contenders say, are passed on.
 
     python -m benchmarks.comparison cfos --folder comparisons/cfos --resume
@@ -112,6 +112,7 @@ def _simulate(
 
 MAKE: Mapping[str, Callable[[Path], None]] = {
     "cfos": _cfos,
+    "cfos_all": _cfos,
     "cfos_few": _cfos,
     "microglia": _microglia,
     "simulated": _simulated,

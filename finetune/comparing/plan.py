@@ -420,6 +420,10 @@ class _Reader:
             found.settings("any", 0)
         except (InputError, TypeError) as error:
             raise InputError(f"{self.file}: {where}.train: {error}") from error
+        # What has no effect is more likely meant otherwise than meant so.
+        self.must(rule is None or not train, f"{where}.train", "given", "nothing: a rule has none")
+        learns = "nothing: it is not trained step by step"
+        self.must(found.trains or "rates" not in part, f"{where}.rates", "given", learns)
         return found
 
     def _located(self, name: str, pretraining: Mapping[str, Any]) -> str:

@@ -12,7 +12,10 @@ from benchmarks.comparison import MAKE, PLANS, main
 from finetune.comparing.plan import read_plan
 
 ROOT = Path(__file__).parents[2]
-REFERENCES = {"cfos_few": "zoo (tiny), fine-tuned"}  # which pretrains nothing
+REFERENCES = {  # of plans that pretrain nothing
+    "cfos_all": "zoo (tiny), fine-tuned",
+    "cfos_few": "zoo (tiny), fine-tuned",
+}
 
 
 @pytest.mark.parametrize("name", MAKE)

@@ -79,6 +79,14 @@ WRONG = {
         {"contenders": {"x": {"backbone": "resnet18", "rates": []}}},
         "contenders.x.rates is [], expected a list of numbers above 0",
     ),
+    "rates of what is not trained": (
+        {"contenders": {"x": {"backbone": "scratch:vit-nano", "rates": [1, 3]}}},
+        "contenders.x.rates is given, expected nothing",
+    ),
+    "settings of a rule": (
+        {"contenders": {"x": {"rule": "forest", "train": {"epochs": 3}}}},
+        "contenders.x.train is given, expected nothing",
+    ),
     "rule": ({"contenders": {"x": {"rule": "luck"}}}, "contrast, density, forest"),
     "both": ({"contenders": {"x": {"rule": "forest", "backbone": "a"}}}, "either a rule or"),
     "train": ({"contenders": {"x": {"backbone": "a", "train": {"speed": 1}}}}, "with speed"),
