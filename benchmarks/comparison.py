@@ -112,8 +112,8 @@ def _simulate(
 
 MAKE: Mapping[str, Callable[[Path], None]] = {
     "cfos": _cfos,
-    "cfos_all": _cfos,
     "cfos_few": _cfos,
+    "cfos_resnet": _cfos,
     "microglia": _microglia,
     "simulated": _simulated,
     "small": _small,

@@ -44,7 +44,7 @@ from finetune.adapt import settle_statistics, trained_norms
 from finetune.config import FinetuneConfig
 from finetune.examples import Examples, Features, in_parts
 
-HEADS = 3
+HEADS = 4
 """Of the way to fit heads: what was kept of one is not taken up by another."""
 
 _LEAST_STEPS = 10  # an epoch has, however few the labels
@@ -62,13 +62,12 @@ def fit_head(
     features: Features,
     labels: Labels,
     brains: Labels,
-    index: Index,
     seed: int,
     *,
     n_projected: int = 0,
     for_others: bool = False,
 ) -> Float[Tensor, "brain klass"]:
-    """Fit a linear head on features of some labels.
+    """Fit a linear head on features of labels.
 
     It is the mean of two rules, or the first of them. One learns from all copies, so
     that neither end of z is told from the other, and where there is a projection from that alone:
@@ -87,11 +86,9 @@ def fit_head(
     head
         A linear one.
     features
-        Of all labels.
+        Of the labels.
     labels, brains
         Shape (n,): class, and number of the brain, of each.
-    index
-        Those to learn from.
     seed
         Of the cross-validation that chooses the penalty.
     n_projected
@@ -104,19 +101,18 @@ def fit_head(
     Tensor
         Shape (brain, class): what the logits of each brain have beside those of the head.
     """
-    copies = features.copies[:, torch.from_numpy(index)]
-    head.fit_scale(copies)
-    x = ((copies - head.mean) / head.deviation).double().numpy()
+    head.fit_scale(features.copies)
+    x = ((features.copies - head.mean) / head.deviation).double().numpy()
     n_classes = len(head.config.classes)
 
     def fit(copies: npt.NDArray[np.float64]) -> Logistic:
         n = len(copies)
         return fit_logistic(
             copies.reshape(-1, copies.shape[2]),
-            np.tile(labels[index], n),
-            np.tile(brains[index], n),
+            np.tile(labels, n),
+            np.tile(brains, n),
             n_classes=n_classes,
-            copy_of=np.tile(np.arange(len(index)), n),
+            copy_of=np.tile(np.arange(len(labels)), n),
             seed=seed,
         )
 
@@ -125,7 +121,7 @@ def fit_head(
     weight, bias, intercepts = map(_of_each_class, (rule.weight.T, rule.bias, rule.intercepts))
     with torch.no_grad():
         head.last.weight.copy_(weight.T)
-        head.last.bias.copy_(bias.float() + prior_logits(labels[index], len(bias)))
+        head.last.bias.copy_(bias.float() + prior_logits(labels, len(bias)))
     found = torch.zeros(int(brains.max()) + 1, len(bias))
     found[: len(intercepts)] = intercepts.float()
     return found

@@ -27,7 +27,14 @@ from cubeclf_core.errors import Stopped
 from cubeclf_core.network_configs import n_projected, one_vector
 from cubeclf_core.signals import StopRequest, stop_on_signals
 from cubeclf_core.trained import Classifier
-from finetune.adapt import choose_trained, merge_low_rank, parameter_groups, train_mode
+from finetune.adapt import (
+    choose_trained,
+    merge_low_rank,
+    parameter_groups,
+    settle_statistics,
+    train_mode,
+    trained_norms,
+)
 from finetune.config import FinetuneConfig
 from finetune.examples import Cuboids, Examples, Features, in_parts, keep_features
 from finetune.labels import Labelled
@@ -126,7 +133,7 @@ class Trials:
             self._hold_out(stop, resume=bool(told) and len(self.done) < len(self.splits))
             trial = self._trial(len(self.splits))
             going_on = bool(told) and len(told["done"]) == len(self.splits)
-            classifier, _ = self._train(trial, stop, resume=going_on)
+            classifier, _, before = self._train(trial, stop, resume=going_on)
         merge_low_rank(classifier)
         held_out = [split.held_out for split in self.splits]
         logits = [torch.tensor(done["logits"]) for done in self.done]
@@ -135,7 +142,7 @@ class Trials:
             np.concatenate(held_out) if held_out else np.zeros(0, np.int64),
             torch.cat(logits) if logits else torch.zeros(0, len(self.base.head.config.classes)),
             0 if self.config.fits_at_once else trial.epochs,
-            one_vector(self._features.copies[0], self.base.backbone.config),
+            one_vector(before.copies[0], self.base.backbone.config),
         )
 
     def hold_out(self) -> Float[Tensor, "m klass"]:
@@ -147,7 +154,7 @@ class Trials:
     def _hold_out(self, stop: StopRequest, *, resume: bool) -> None:
         for number in range(len(self.done), len(self.splits)):
             trial = self._trial(number)
-            classifier, epochs = self._train(trial, stop, resume=resume)
+            classifier, epochs, _ = self._train(trial, stop, resume=resume)
             resume = False
             said = self._ask(classifier, trial.held_out)
             self.done.append({**epochs, "logits": said.tolist()})
@@ -157,12 +164,30 @@ class Trials:
     @functools.cached_property
     def _features(self) -> Features:
         """What the network says of all labels before it is trained."""
-        if self.known is not None:
-            return self.known
+        return self.known or self._keep_features(self.base, self.data.cuboids)
+
+    def _features_before(self, classifier: Classifier, index: npt.NDArray[np.int64]) -> Features:
+        """What a network says of some labels before it is trained on them.
+
+        A normalisation that is trained goes by each batch, not by what it kept: a head that was
+        fitted on what a network says by strange statistics, or by none, misleads its training.
+        """
+        train = torch.from_numpy(index)
+        norms = trained_norms(classifier)
+        if not norms:
+            return Features(self._features.copies[:, train])
+        cuboids, device = self.data.cuboids[train], self.fabric.device
+        classifier.to(device).eval()
+        parts = cuboids.split(self.config.batch_size)
+        settle_statistics(classifier, norms, (part.to(device) for part in parts))
+        return self._keep_features(classifier, cuboids)
+
+    def _keep_features(
+        self, classifier: Classifier, cuboids: Float[Tensor, "n c z y x"]
+    ) -> Features:
         copies = self.config.copies if self.config.frozen or self.config.head == "linear" else 1
-        cuboids, device = self.data.cuboids, self.fabric.device
-        features = keep_features(self.base, cuboids, copies=copies, device=device)
-        self.base.cpu()  # where heads are fitted, and what is added to a network is made
+        features = keep_features(classifier, cuboids, copies=copies, device=self.fabric.device)
+        classifier.cpu()  # where heads are fitted, and what is added to a network is made
         return features
 
     @property
@@ -188,27 +213,34 @@ class Trials:
 
     def _train(
         self, trial: Trial, stop: StopRequest, *, resume: bool
-    ) -> tuple[Classifier, dict[str, int]]:
-        """Take one training to its end; returns the classifier, its epochs and the best of them."""
-        features = self._features
+    ) -> tuple[Classifier, dict[str, int], Features]:
+        """Take one training to its end.
+
+        Returns
+        -------
+        tuple
+            The classifier, its epochs and the best of them, and what the network said of what it
+            learned from before it was trained.
+        """
         classifier = copy.deepcopy(self.base)
+        self._choose(classifier)
+        features = self._features_before(classifier, trial.train)
+        labels, brains = self.data.labels[trial.train], self.brains[trial.train]
         if self.config.head == "linear":
             intercepts = fit_head(
                 classifier.head,
                 features,
-                self.data.labels,
-                self.brains,
-                trial.train,
+                labels,
+                brains,
                 trial.seed,
                 n_projected=n_projected(classifier.backbone.config),
                 for_others=self._for_others,
             )
         else:
-            intercepts = torch.zeros(self.brains.max() + 1, len(self.base.head.config.classes))
-            classifier.head.fit_scale(features.copies[:, torch.from_numpy(trial.train)])
+            intercepts = torch.zeros(brains.max() + 1, len(self.base.head.config.classes))
+            classifier.head.fit_scale(features.copies)
         if self.config.fits_at_once:
-            return classifier.eval(), {"epochs": 0, "best_epoch": 0}
-        self._choose(classifier)
+            return classifier.eval(), {"epochs": 0, "best_epoch": 0}, features
         classifier.to(self.fabric.device)
         training = self._training(trial, classifier, intercepts)
         if resume and self.checkpoint:
@@ -226,7 +258,8 @@ class Trials:
                 if stop:
                     self._leave(stop, trial)
         training.take_best()
-        return classifier, {"epochs": training.epoch, "best_epoch": training.best_epoch}
+        epochs = {"epochs": training.epoch, "best_epoch": training.best_epoch}
+        return classifier, epochs, features
 
     def _epochs_before(self) -> int:
         return sum(done["epochs"] for done in self.done)

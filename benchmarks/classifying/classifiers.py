@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks.classifying.config import DEFAULT_SIZE
@@ -86,10 +85,9 @@ def write_fitted(file: Path, backbone: Vit3d, task: Task, blocks: Blocks) -> Pat
         cuboids = torch.cat([blocks[name].cuboids[rows] for name, rows in index.items()])
         kept = keep_features(classifier, cuboids, copies=_COPIES)
         labels = labels_to_learn(task, blocks)
-        everything = np.arange(len(labels))
         brains = brains_to_learn(task)
         n = n_projected(classifier.backbone.config)
-        fit_head(classifier.head, kept, labels, brains, everything, task.draw, n_projected=n)
+        fit_head(classifier.head, kept, labels, brains, task.draw, n_projected=n)
         save_classifier(file, classifier, {"block": task.block, "labels": len(labels)})
     return file
 

@@ -13,8 +13,8 @@ from finetune.comparing.plan import read_plan
 
 ROOT = Path(__file__).parents[2]
 REFERENCES = {  # of plans that pretrain nothing
-    "cfos_all": "zoo (tiny), fine-tuned",
     "cfos_few": "zoo (tiny), fine-tuned",
+    "cfos_resnet": "zoo (tiny), frozen",
 }
 
 

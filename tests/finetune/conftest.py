@@ -33,9 +33,8 @@ def make_blobs(n: int, seed: int, channels: int = 1) -> Labelled:
 def fit(classifier: Classifier, data: Labelled, seed: int = 0) -> Classifier:
     """Fit the linear head on all labels."""
     features = keep_features(classifier, data.cuboids, copies=4)
-    everything = np.arange(len(data))
     n, brains = n_projected(classifier.backbone.config), data.brain_numbers
-    fit_head(classifier.head, features, data.labels, brains, everything, seed, n_projected=n)
+    fit_head(classifier.head, features, data.labels, brains, seed, n_projected=n)
     return classifier
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,6 +245,15 @@ def test_a_residual_network_is_trained_and_its_frozen_statistics_stay(blobs) -> 
     assert changed == {"stage4"}
 
 
+def test_a_residual_network_starts_from_a_head_that_fits_what_it_says_in_training(blobs) -> None:
+    torch.manual_seed(0)
+    base = Classifier(ResNet3d(ResNet3dConfig(channels=1)))
+    settings = {"freeze": False, "epochs": 1, "batch_size": 4, "copies": 2, "learning_rate": 1e-9}
+    trials = make_trials(base, blobs(24, 0), **settings)
+    trials.run(False)
+    assert trials.told[0]["train_loss"] < math.log(2)  # of a network that says nothing
+
+
 @pytest.mark.parametrize(
     "changes", [{"freeze": False}, pytest.param({"lora_rank": 4}, marks=pytest.mark.slow)]
 )
@@ -422,7 +432,7 @@ def test_features_are_the_classifiers_own_and_of_turned_copies(blobs) -> None:
     assert not torch.equal(kept.copies[0], kept.copies[1])
     again = keep_features(classifier, data.cuboids, copies=3)
     assert torch.equal(kept.copies, again.copies)
-    fit_head(classifier.head, kept, data.labels, data.brain_numbers, np.arange(9), 0)
+    fit_head(classifier.head, kept, data.labels, data.brain_numbers, 0)
     assert classifier.head.last.weight.abs().sum() > 0
 
 
