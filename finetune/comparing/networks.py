@@ -139,8 +139,9 @@ class Network:
     def answer(self, task: Task, rate: Rate) -> Answer:
         """Train on what a task gives to learn from, and score what it tests."""
         start = time.monotonic()
-        # Where none can be held out, it is trained for as long as the settings say.
-        outcome = self._trials(task, rate, self._held_out(task)).run(resume=False)
+        # Where none is held out, or can be, it is trained for as long as the settings say.
+        parts = self._held_out(task) if self.config().parts_held_out else []
+        outcome = self._trials(task, rate, parts).run(resume=False)
         trained = time.monotonic()
         tested = self._known(task.test)
         everything = torch.arange(len(task.test))

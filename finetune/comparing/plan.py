@@ -54,7 +54,7 @@ Rule = Literal["contrast", "density", "forest"]
 _RULES = ("contrast", "density", "forest")
 UNSEEDED = ("contrast", "density")
 _NOT_TRAINING = {"backbone", "out", "brains", "cubes", "test", "labels", "channels", "seed"}
-_NOT_TRAINING |= {"voxel_size_um", "resume", "overwrite", "threshold", "classes", "folds"}
+_NOT_TRAINING |= {"voxel_size_um", "resume", "overwrite", "threshold", "classes"}
 _NOT_TRAINING |= {"rate_factor"}
 
 
@@ -420,6 +420,8 @@ class _Reader:
             found.settings("any", 0)
         except (InputError, TypeError) as error:
             raise InputError(f"{self.file}: {where}.train: {error}") from error
+        folds = train.get("folds", 0)
+        self.must(folds == 0, f"{where}.train.folds", folds, "0, or nothing: one part is held out")
         # What has no effect is more likely meant otherwise than meant so.
         self.must(rule is None or not train, f"{where}.train", "given", "nothing: a rule has none")
         learns = "nothing: it is not trained step by step"

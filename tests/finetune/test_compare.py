@@ -91,6 +91,10 @@ WRONG = {
     "both": ({"contenders": {"x": {"rule": "forest", "backbone": "a"}}}, "either a rule or"),
     "train": ({"contenders": {"x": {"backbone": "a", "train": {"speed": 1}}}}, "with speed"),
     "value": ({"contenders": {"x": {"backbone": "a", "train": {"epochs": 0}}}}, "at least 1"),
+    "folds": (
+        {"contenders": {"x": {"backbone": "a", "train": {"folds": 3}}}},
+        "contenders.x.train.folds is 3, expected 0, or nothing",
+    ),
     "budget": (
         {"contenders": {"x": {"rule": "forest", "transfer": [30]}}},
         "contenders.x.transfer is 30, expected some of 20",
@@ -337,6 +341,16 @@ def test_a_rate_that_diverges_is_not_taken(two: Path) -> None:
     rate = network.choose_rate(task)
     assert rate.factor == 1.0
     assert "1e+30: diverged" in rate.how
+
+
+def test_all_epochs_are_taken_where_nothing_is_to_be_held_out(two: Path) -> None:
+    train = {"freeze": False, "epochs": 2, "batch_size": 4, "folds": 0}
+    contenders = {"trained": {"backbone": "scratch:vit-nano", "train": train}}
+    plan = read_plan(write_plan(two, contenders=contenders))
+    stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
+    task = make_task(plan, stock.labels, stock.reach, ("transfer", 20), "b", 0)
+    network = Network(plan.contenders[0], "scratch:vit-nano", 0, stock, two / "features")
+    assert network.answer(task, network.choose_rate(task)).epochs == 2
 
 
 def test_budgets_are_in_order_and_all_is_the_most(two: Path) -> None:
