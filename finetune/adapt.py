@@ -112,7 +112,8 @@ def settle_statistics(
     """Take the statistics of some normalisations anew, as plain means over batches.
 
     Running means follow the weights too slowly for trainings of some hundred steps, and are those
-    of no weights in particular where weights are averaged (Izmailov et al., arXiv:1803.05407).
+    of no weights in particular where weights are averaged (Izmailov et al., arXiv:1803.05407). Of
+    random weights there are none, and those of other brains may be far from a batch's.
 
     Parameters
     ----------

@@ -108,7 +108,7 @@ def keep_features(
     copies: int,
     device: torch.device | str = "cpu",
 ) -> Features:
-    """Compute the features of a frozen backbone, once for all that is learned from them.
+    """Compute the features of a backbone as it is, once for all that is learned from them.
 
     Parameters
     ----------

@@ -2,10 +2,10 @@
 
 A linear head is fitted on frozen features first, whatever is trained after it: with few labels, a
 network that starts from a random head unlearns what its backbone knew (Kumar et al.,
-arXiv:2202.10054). Batches hold as many of each class, in each brain as in all; what the classes'
-shares say is put into the logits, so that probabilities are those of brains with the training
-labels' share of cells. While it is learned from, each brain has an intercept of its own
-(`cubeclf_core.regression`).
+arXiv:2202.10054). Normalisations that are trained, of residual networks, are settled before.
+Batches hold as many of each class, in each brain as in all; what the classes' shares say is put
+into the logits, so that probabilities are those of brains with the training labels' share of cells.
+While it is learned from, each brain has an intercept of its own (`cubeclf_core.regression`).
 """
 
 from __future__ import annotations
@@ -122,9 +122,7 @@ def fit_head(
     with torch.no_grad():
         head.last.weight.copy_(weight.T)
         head.last.bias.copy_(bias.float() + prior_logits(labels, len(bias)))
-    found = torch.zeros(int(brains.max()) + 1, len(bias))
-    found[: len(intercepts)] = intercepts.float()
-    return found
+    return intercepts.float()
 
 
 def _of_each_class(values: npt.NDArray[np.float64]) -> Tensor:

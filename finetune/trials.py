@@ -59,7 +59,8 @@ class Outcome:
     epochs
         That the classifier was trained for; 0 where a head was fitted at once.
     features
-        Of the network before it was trained, of each label; shape (n, feature).
+        Of the network before it was trained, its trained normalisations settled; shape (n,
+        feature).
     """
 
     classifier: Classifier
@@ -94,7 +95,8 @@ class Trials:
     checkpoint
         File to go on from; None if nobody will.
     known
-        What the network says of all labels before it is trained, if that is known already.
+        What a network whose normalisations are not trained says of all labels before it is
+        trained, if that is known already.
     """
 
     config: FinetuneConfig
@@ -142,7 +144,7 @@ class Trials:
             np.concatenate(held_out) if held_out else np.zeros(0, np.int64),
             torch.cat(logits) if logits else torch.zeros(0, len(self.base.head.config.classes)),
             0 if self.config.fits_at_once else trial.epochs,
-            one_vector(before.copies[0], self.base.backbone.config),
+            before,
         )
 
     def hold_out(self) -> Float[Tensor, "m klass"]:
@@ -170,7 +172,8 @@ class Trials:
         """What a network says of some labels before it is trained on them.
 
         A normalisation that is trained goes by each batch, not by what it kept: a head that was
-        fitted on what a network says by strange statistics, or by none, misleads its training.
+        fitted on what a network says by strange statistics, or by none, misleads its training. So
+        they are settled; the classifier is on the CPU afterwards.
         """
         train = torch.from_numpy(index)
         norms = trained_norms(classifier)
@@ -213,14 +216,14 @@ class Trials:
 
     def _train(
         self, trial: Trial, stop: StopRequest, *, resume: bool
-    ) -> tuple[Classifier, dict[str, int], Features]:
+    ) -> tuple[Classifier, dict[str, int], Float[Tensor, "n feature"]]:
         """Take one training to its end.
 
         Returns
         -------
         tuple
             The classifier, its epochs and the best of them, and what the network said of what it
-            learned from before it was trained.
+            learns from before it was trained.
         """
         classifier = copy.deepcopy(self.base)
         self._choose(classifier)
@@ -239,8 +242,10 @@ class Trials:
         else:
             intercepts = torch.zeros(brains.max() + 1, len(self.base.head.config.classes))
             classifier.head.fit_scale(features.copies)
+        before = one_vector(features.copies[0], classifier.backbone.config).clone()
+        del features  # of many tokens, perhaps
         if self.config.fits_at_once:
-            return classifier.eval(), {"epochs": 0, "best_epoch": 0}, features
+            return classifier.eval(), {"epochs": 0, "best_epoch": 0}, before
         classifier.to(self.fabric.device)
         training = self._training(trial, classifier, intercepts)
         if resume and self.checkpoint:
@@ -259,7 +264,7 @@ class Trials:
                     self._leave(stop, trial)
         training.take_best()
         epochs = {"epochs": training.epoch, "best_epoch": training.best_epoch}
-        return classifier, epochs, features
+        return classifier, epochs, before
 
     def _epochs_before(self) -> int:
         return sum(done["epochs"] for done in self.done)

@@ -420,12 +420,17 @@ class _Reader:
             found.settings("any", 0)
         except (InputError, TypeError) as error:
             raise InputError(f"{self.file}: {where}.train: {error}") from error
-        folds = train.get("folds", 0)
-        self.must(folds == 0, f"{where}.train.folds", folds, "0, or nothing: one part is held out")
         # What has no effect is more likely meant otherwise than meant so.
         self.must(rule is None or not train, f"{where}.train", "given", "nothing: a rule has none")
-        learns = "nothing: it is not trained step by step"
-        self.must(found.trains or "rates" not in part, f"{where}.rates", "given", learns)
+        for key, there in (("rates", part), ("train.folds", train)):
+            wrong = key.split(".")[-1] in there and not found.trains
+            self.must(not wrong, f"{where}.{key}", "given", "nothing: a head is fitted at once")
+        folds = train.get("folds")
+        one = "0, or nothing: one part is held out"
+        self.must(folds in (None, 0), f"{where}.train.folds", folds, one)
+        alone = folds is None or len(found.rates) == 1
+        chosen = "one: with folds of 0 nothing is held out to choose by"
+        self.must(alone, f"{where}.rates", _list(list(map(str, found.rates))), chosen)
         return found
 
     def _located(self, name: str, pretraining: Mapping[str, Any]) -> str:

@@ -64,6 +64,7 @@ def rows(out: Path, name: str = "results.csv") -> list[dict[str, str]]:
 
 
 CONTENDER = {"rule": "contrast"}
+TO_THE_END = {"freeze": False, "folds": 0}
 WRONG = {
     "not a mapping": ("[1, 2]", "the file is [1, 2], expected a mapping"),
     "a key that is not known": ({"colour": 1}, "'colour'"),
@@ -81,7 +82,7 @@ WRONG = {
     ),
     "rates of what is not trained": (
         {"contenders": {"x": {"backbone": "scratch:vit-nano", "rates": [1, 3]}}},
-        "contenders.x.rates is given, expected nothing",
+        "contenders.x.rates is given, expected nothing: a head is fitted at once",
     ),
     "settings of a rule": (
         {"contenders": {"x": {"rule": "forest", "train": {"epochs": 3}}}},
@@ -92,8 +93,16 @@ WRONG = {
     "train": ({"contenders": {"x": {"backbone": "a", "train": {"speed": 1}}}}, "with speed"),
     "value": ({"contenders": {"x": {"backbone": "a", "train": {"epochs": 0}}}}, "at least 1"),
     "folds": (
-        {"contenders": {"x": {"backbone": "a", "train": {"folds": 3}}}},
+        {"contenders": {"x": {"backbone": "a", "train": {"freeze": False, "folds": 3}}}},
         "contenders.x.train.folds is 3, expected 0, or nothing",
+    ),
+    "folds of what is not trained": (
+        {"contenders": {"x": {"backbone": "a", "train": {"folds": 0}}}},
+        "contenders.x.train.folds is given, expected nothing",
+    ),
+    "nothing to choose a rate by": (
+        {"contenders": {"x": {"backbone": "a", "train": TO_THE_END, "rates": [1, 3]}}},
+        "contenders.x.rates is 1.0, 3.0, expected one",
     ),
     "budget": (
         {"contenders": {"x": {"rule": "forest", "transfer": [30]}}},
@@ -344,13 +353,20 @@ def test_a_rate_that_diverges_is_not_taken(two: Path) -> None:
 
 
 def test_all_epochs_are_taken_where_nothing_is_to_be_held_out(two: Path) -> None:
-    train = {"freeze": False, "epochs": 2, "batch_size": 4, "folds": 0}
-    contenders = {"trained": {"backbone": "scratch:vit-nano", "train": train}}
-    plan = read_plan(write_plan(two, contenders=contenders))
+    """Where a part is, a rate that ruins the network leaves the head that was fitted first."""
+    ruinous = {"freeze": False, "epochs": 2, "batch_size": 4, "learning_rate": 0.3}
+    contenders = {
+        name: {"backbone": "scratch:vit-nano", "train": {**ruinous, **more}}
+        for name, more in (("best", {}), ("last", {"folds": 0}))
+    }
+    plan = read_plan(write_plan(two, rates=[1], contenders=contenders))
     stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
-    task = make_task(plan, stock.labels, stock.reach, ("transfer", 20), "b", 0)
-    network = Network(plan.contenders[0], "scratch:vit-nano", 0, stock, two / "features")
-    assert network.answer(task, network.choose_rate(task)).epochs == 2
+    task = make_task(plan, stock.labels, stock.reach, ("transfer", 60), "b", 0)
+    networks = [
+        Network(contender, "scratch:vit-nano", 0, stock, two / "features")
+        for contender in plan.contenders
+    ]
+    assert [n.answer(task, n.choose_rate(task)).epochs for n in networks] == [0, 2]
 
 
 def test_budgets_are_in_order_and_all_is_the_most(two: Path) -> None:
