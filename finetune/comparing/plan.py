@@ -421,10 +421,10 @@ class _Reader:
         except (InputError, TypeError) as error:
             raise InputError(f"{self.file}: {where}.train: {error}") from error
         # What has no effect is more likely meant otherwise than meant so.
-        self.must(rule is None or not train, f"{where}.train", "given", "nothing: a rule has none")
-        for key, there in (("rates", part), ("train.folds", train)):
-            wrong = key.split(".")[-1] in there and not found.trains
-            self.must(not wrong, f"{where}.{key}", "given", "nothing: a head is fitted at once")
+        nothing = f"nothing: {'a head is fitted at once' if rule is None else 'a rule has none'}"
+        self.must(rule is None or not train, f"{where}.train", "given", nothing)
+        self.must(found.trains or "rates" not in part, f"{where}.rates", "given", nothing)
+        self.must(found.trains or "folds" not in train, f"{where}.train.folds", "given", nothing)
         folds = train.get("folds")
         one = "0, or nothing: one part is held out"
         self.must(folds in (None, 0), f"{where}.train.folds", folds, one)
