@@ -46,7 +46,7 @@ class Row:
     auc, average_precision, average_precision_less_prevalence
         Of the scores.
     backbone
-        Name or path; empty for a rule.
+        Name or path, of a classifier too; empty for what has neither.
     seen
         Whether it was pretrained on the tested group, without labels: yes, no or unknown.
     device
@@ -117,8 +117,8 @@ class Job:
     device: str
 
     def backbone(self, seed: int) -> str:
-        """Name or path of the backbone with a seed; empty for a rule."""
-        if self.contender.rule is not None:
+        """Name or path of the backbone, or classifier, with a seed; empty if there is none."""
+        if not self.contender.backbone:
             return ""
         return self.pretrained.find(self.contender.backbone_for(self.group), seed)
 
@@ -196,7 +196,7 @@ def run_job(job: Job) -> int:
             _forget_peak()
             if job.contender.rule is not None:
                 start = time.monotonic()
-                scores = rules.score(job.contender.rule, task)
+                scores = rules.score(job.contender.rule, task, job.backbone(task.seed))
                 values = _values(0, time.monotonic() - start, 0.0, Rate(USUAL, "none"))
             else:
                 network = _network(job, task.seed, stock)

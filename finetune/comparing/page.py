@@ -26,8 +26,11 @@ _HOW = (
     "Intervals of differences are of a bootstrap over blocks of space within each group: how far a "
     "difference would move with other tissue of the same brain. A few brains are no population: "
     "nothing is said of new animals.",
-    "Learning rates were chosen on held-out labels among those learned from, with the first seed; "
-    "the table of all cells (results.csv) says what each contender got, and by what.",
+)
+_RATES = (
+    "Where several learning rates were to be tried, one was chosen on held-out labels among those "
+    "learned from, with the first seed. Learning rates, below, and the table of all cells "
+    "(results.csv) say what each contender got, and by what."
 )
 
 
@@ -49,8 +52,9 @@ def render(
         )
     groups = sorted({row.group for row in rows})
     title = f"Comparison of {len(plan.contenders)} contenders on {', '.join(groups)}"
+    chosen = [_RATES] if any(c.trains and len(c.rates) > 1 for c in plan.contenders) else []
     body = [
-        section("How to read this", [bullets([*_HOW, *remarks])]),
+        section("How to read this", [bullets([*_HOW, *chosen, *remarks])]),
         section("Results", [_means(plan, rows, m, t) for m, t in TITLES.items()]),
         section("Pictures", [figure(picture) for picture in pictures]),
         section(f"Differences: {plan.reference} less another", [_effects(found)]),

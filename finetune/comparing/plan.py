@@ -22,6 +22,7 @@
       contrast: {rule: contrast}
       density: {rule: density}
       forest: {rule: forest}
+      the one we have: {classifier: runs/classifier}   # as it is; nothing is learned
       ResNet-18: {backbone: resnet18, train: {freeze: false}, seeds: 1, own: [100]}
       from scratch: {backbone: "scratch:vit-nano", train: {freeze: false}}
       pretrained, frozen: {backbone: {969: without 969, 695: runs/b, 753: runs/b}}
@@ -50,9 +51,14 @@ from finetune.config import FinetuneConfig
 ALL = 0
 """A budget that is no number: all labels there are."""
 
-Rule = Literal["contrast", "density", "forest"]
+Rule = Literal["contrast", "density", "forest", "classifier"]
 _RULES = ("contrast", "density", "forest")
-UNSEEDED = ("contrast", "density")
+AS_IT_IS: Rule = "classifier"
+"""The rule of who asks a classifier that has been trained already."""
+
+UNSEEDED = ("contrast", "density", AS_IT_IS)
+"""Rules that learn nothing, so that all seeds and budgets are alike."""
+
 _NOT_TRAINING = {"backbone", "out", "brains", "cubes", "test", "labels", "channels", "seed"}
 _NOT_TRAINING |= {"voxel_size_um", "resume", "overwrite", "threshold", "classes"}
 _NOT_TRAINING |= {"rate_factor"}
@@ -87,9 +93,9 @@ class Contender:
     name
         In tables.
     rule
-        A rule that needs no network, or None.
+        A rule that trains no network, or None.
     backbone
-        By the group that is tested, "" for any other.
+        By the group that is tested, "" for any other; of the rule `AS_IT_IS`, the classifier.
     train
         Settings of `cubeclf-finetune`.
     seeds
@@ -386,16 +392,21 @@ class _Reader:
         pretraining: Mapping[str, Any],
     ) -> Contender:
         where = f"contenders.{name}"
-        keys = ("rule", "backbone", "train", "seeds", "own", "transfer", "rates")
+        keys = ("rule", "backbone", "classifier", "train", "seeds", "own", "transfer", "rates")
         part = self.mapping(where, given, keys)
-        rule, backbone = part.get("rule"), part.get("backbone")
-        either = (rule is None) != (backbone is None)
-        self.must(either, where, "not clear", "either a rule or a backbone")
+        kinds = [kind for kind in ("rule", "backbone", "classifier") if part.get(kind) is not None]
+        one_kind = "either a rule, a backbone or a classifier"
+        self.must(len(kinds) == 1, where, "not clear", one_kind)
+        rule = part.get("rule")
         self.must(rule is None or rule in _RULES, f"{where}.rule", rule, f"one of {_list(_RULES)}")
-        named = {"": backbone} if isinstance(backbone, str) else backbone or {}
-        named = {str(key): value for key, value in self.mapping(f"{where}.backbone", named).items()}
+        if kinds == ["classifier"]:
+            rule = AS_IT_IS
+        weights = part.get(kinds[0]) if rule in (None, AS_IT_IS) else {}
+        named = {"": weights} if isinstance(weights, str) else weights
+        in_it = f"{where}.{kinds[0]}"
+        named = {str(key): value for key, value in self.mapping(in_it, named).items()}
         for key, value in named.items():
-            self.must(isinstance(value, str), f"{where}.backbone.{key}", value, "a name")
+            self.must(isinstance(value, str), f"{in_it}.{key}", value, "a name")
         train = self.mapping(f"{where}.train", part.get("train", {}))
         known = {field.name for field in dataclasses.fields(FinetuneConfig)} - _NOT_TRAINING
         for key in train:
@@ -421,7 +432,8 @@ class _Reader:
         except (InputError, TypeError) as error:
             raise InputError(f"{self.file}: {where}.train: {error}") from error
         # What has no effect is more likely meant otherwise than meant so.
-        nothing = f"nothing: {'a head is fitted at once' if rule is None else 'a rule has none'}"
+        why = "a head is fitted at once" if rule is None else f"a {kinds[0]} has none"
+        nothing = f"nothing: {why}"
         self.must(rule is None or not train, f"{where}.train", "given", nothing)
         self.must(found.trains or "rates" not in part, f"{where}.rates", "given", nothing)
         self.must(found.trains or "folds" not in train, f"{where}.train.folds", "given", nothing)

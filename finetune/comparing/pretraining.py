@@ -114,7 +114,7 @@ def has_seen(backbone: str, volumes: frozenset[str]) -> str:
     Parameters
     ----------
     backbone
-        Name, or path of a run; of other files it is not known.
+        Name, or path of a run, of a classifier's too; of other files it is not known.
     volumes
         As `Brain.signal` has them.
 
@@ -130,7 +130,7 @@ def has_seen(backbone: str, volumes: frozenset[str]) -> str:
     try:
         told = yaml.safe_load((Path(backbone) / "config.yaml").read_text(encoding="utf-8"))
         brains = load_brains(told["brains"], voxel_size_um=told.get("voxel_size_um"))
-        began = told.get("init")
+        began = told.get("init") or told.get("backbone")
     except (OSError, InputError, KeyError, TypeError, yaml.YAMLError):
         return "unknown"
     if {brain.signal for brain in brains} & volumes:

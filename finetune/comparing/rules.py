@@ -1,4 +1,4 @@
-"""Contenders without a network: brightness, crowding, and a forest on radial means."""
+"""Contenders that train no network: brightness, crowding, a forest, a classifier as it is."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
+from cubeclf_core.classifier import load_classifier
+from cubeclf_core.heads import CELL_CLASS
 from cubeclf_core.rules import contrast, density
 from finetune.comparing.forest import forest_scores, radial_means
-from finetune.comparing.plan import Rule
+from finetune.comparing.plan import AS_IT_IS, Rule
 from finetune.comparing.stock import Stock
 from finetune.comparing.tasks import Task
 from finetune.labels import Labelled
@@ -26,19 +28,30 @@ class Rules:
 
     def __init__(self, stock: Stock) -> None:
         self._stock = stock
+        self._said: dict[tuple[str, str, str], npt.NDArray[np.float64]] = {}
 
-    def score(self, rule: Rule, task: Task) -> npt.NDArray[np.float64]:
+    def score(self, rule: Rule, task: Task, classifier: str = "") -> npt.NDArray[np.float64]:
         """Score what a task tests.
 
         Parameters
         ----------
         rule
             contrast: the best of four rules of brightness, chosen on what is tested: a high bar.
-            density: how many candidates are around. forest: learns radial means.
+            density: how many candidates are around. forest: learns radial means. classifier: one
+            that has been trained already says what it says.
         task
             Of the comparison.
+        classifier
+            Name or path, as `cubeclf-classify` takes it.
         """
         labels = self._stock.labels
+        if rule == AS_IT_IS:
+            asked = (classifier, task.protocol, task.group)  # what is tested is the same then
+            if asked not in self._said:
+                cuboids = labels.subset(task.test).cuboids
+                loaded = load_classifier(classifier, exact=True)
+                self._said[asked] = loaded.predict(cuboids)[:, CELL_CLASS]
+            return self._said[asked]
         if rule == "density":
             return self._crowding[task.test]
         if rule == "forest":

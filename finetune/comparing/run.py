@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cubeclf_core.classifier import load_classifier
 from cubeclf_core.console import progress, say
 from cubeclf_core.errors import InputError, RunFailed, Stopped
 from cubeclf_core.files import check_output
@@ -27,7 +28,7 @@ from finetune.comparing.grid import Job, Row, embed, embeddings, jobs_of, read_c
 from finetune.comparing.networks import device_kind
 from finetune.comparing.page import render
 from finetune.comparing.pictures import cost_against_quality, group_bars, learning_curves
-from finetune.comparing.plan import Plan, read_plan
+from finetune.comparing.plan import AS_IT_IS, Plan, read_plan
 from finetune.comparing.pretraining import Pretrained, Pretraining, run_pretraining
 from finetune.comparing.processes import Processes, alone, usable_cores
 from finetune.comparing.stock import Stock, fill, look, places
@@ -117,6 +118,9 @@ def _network(plan: Plan, pretrained: Pretrained) -> BackboneConfig:
             told = f"{contender.name} ({name})"
             if name in plan.pretraining:
                 found[told] = _to_be_pretrained(plan, name)
+                continue
+            if contender.rule == AS_IT_IS:
+                found[told] = load_classifier(pretrained.find(name, 0)).config
                 continue
             for weights in dict.fromkeys(pretrained.find(name, s) for s in range(contender.seeds)):
                 start = load_start(weights, channels=plan.channels, seed=0)

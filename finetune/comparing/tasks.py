@@ -122,7 +122,7 @@ def check_tasks(plan: Plan, data: Labelled, reach: Size3) -> list[str]:
                 f"contender {contender.name} has a backbone for the group {unknown[0]}; found "
                 f"labels of {', '.join(data.names)}"
             )
-        if contender.rule is None:
+        if contender.backbone:
             for group in data.names:
                 contender.backbone_for(group)
     remarks = []

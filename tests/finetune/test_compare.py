@@ -17,6 +17,7 @@ from cubeclf_core import load_classifier
 from cubeclf_core.cells import Cells, read_cells, write_cells
 from cubeclf_core.errors import InputError
 from cubeclf_core.rules import density
+from cubeclf_core.trained import save_classifier
 from cubeclf_core.vit import Vit3dConfig
 from finetune.comparing.effects import effects
 from finetune.comparing.grid import Row, jobs_of
@@ -89,7 +90,20 @@ WRONG = {
         "contenders.x.train is given, expected nothing",
     ),
     "rule": ({"contenders": {"x": {"rule": "luck"}}}, "contrast, density, forest"),
-    "both": ({"contenders": {"x": {"rule": "forest", "backbone": "a"}}}, "either a rule or"),
+    "both": ({"contenders": {"x": {"rule": "forest", "backbone": "a"}}}, "either a rule, a"),
+    "none": ({"contenders": {"x": {"seeds": 1}}}, "either a rule, a backbone or a classifier"),
+    "a rule that has a key of its own": (
+        {"contenders": {"x": {"rule": "classifier"}}},
+        "contenders.x.rule is classifier, expected one of contrast, density, forest",
+    ),
+    "no name of a classifier": (
+        {"contenders": {"x": {"classifier": 3}}},
+        "contenders.x.classifier is 3, expected a mapping",
+    ),
+    "settings of a classifier": (
+        {"contenders": {"x": {"classifier": "a", "train": {"epochs": 3}}}},
+        "contenders.x.train is given, expected nothing: a classifier has none",
+    ),
     "train": ({"contenders": {"x": {"backbone": "a", "train": {"speed": 1}}}}, "with speed"),
     "value": ({"contenders": {"x": {"backbone": "a", "train": {"epochs": 0}}}}, "at least 1"),
     "folds": (
@@ -235,6 +249,27 @@ def test_a_comparison_and_what_it_takes_up_again(two: Path, command, monkeypatch
     assert {r["device"] for r in rows(out)} == {device_kind()}
 
 
+def test_a_classifier_that_is_there_says_what_it_says(two: Path, fitted, command) -> None:
+    """It learns nothing, so that one draw of labels is as good as another."""
+    ours = two / "ours.safetensors"
+    save_classifier(ours, fitted(2), {"threshold": 0.5})
+    contenders = {"ours": {"classifier": "ours.safetensors"}, "density": {"rule": "density"}}
+    changes = {"contenders": contenders, "seeds": 2, "transfer": {"labels": [20, 30]}}
+    file, out = write_plan(two, **changes), two / "out"
+    outcome = command("cubeclf-compare", file, "--out", out, "--workers", 1)
+    assert outcome.code == 0, outcome.err
+    found = [row for row in rows(out) if row["contender"] == "ours"]
+    assert len(found) == 4
+    plan = read_plan(file)
+    stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
+    for row in found:
+        tested = np.flatnonzero(np.array(stock.labels.brains) == row["group"])
+        said = load_classifier(ours, exact=True).predict(stock.labels.cuboids[tested])[:, 1]
+        expected = roc_auc_score(stock.labels.labels[tested], said)
+        assert float(row["auc"]) == pytest.approx(expected, abs=1e-6)
+        assert (row["seen"], row["seed"], row["backbone"]) == ("unknown", "0", str(ours))
+
+
 @pytest.mark.slow
 def test_what_was_done_on_a_device_of_another_kind_counts(two: Path, command, monkeypatch) -> None:
     monkeypatch.chdir(two)
@@ -325,6 +360,8 @@ def test_rates_are_tried_on_what_is_learned_from(two: Path) -> None:
         ({"contenders": {"x": {"backbone": {"c": "resnet18"}}}}, "backbone for the group c"),
         ({"contenders": {"x": {"backbone": {"a": "resnet18"}}}}, "no backbone for the group b"),
         ({"contenders": {"x": {"backbone": "nowhere"}}}, "nowhere"),
+        ({"contenders": {"x": {"classifier": "nowhere"}}}, "no classifier at nowhere"),
+        ({"contenders": {"x": {"classifier": {"a": "cells-tiny-v1"}}}}, "for the group b"),
         ({"contenders": {"x": {"backbone": "resnet18", "train": {"lora_rank": 4}}}}, "--lora-rank"),
         ({"transfer": None, "own": {"labels": [20], "along": "z"}}, "put own.learn_below and"),
         ({"data": {"brains": ["gone.yaml"]}}, "gone.yaml"),
