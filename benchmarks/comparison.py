@@ -112,8 +112,7 @@ def _simulate(
 
 MAKE: Mapping[str, Callable[[Path], None]] = {
     "cfos": _cfos,
-    "cfos_few": _cfos,
-    "cfos_resnet": _cfos,
+    "cfos_trained": _cfos,
     "microglia": _microglia,
     "simulated": _simulated,
     "small": _small,

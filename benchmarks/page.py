@@ -25,7 +25,11 @@ _CUBOID_VOXELS = 20 * 50 * 50
 
 # Of the worked estimate, beside what was measured.
 BRAINS, CANDIDATES, NODES, CORES = 100, 500_000, 10, 16
-_LARGEST = "tissue 200000.cubeclf.nano.fast"
+_CANDIDATES = (
+    "`python -m benchmarks.classification` measures how time and memory grow with candidates."
+)
+_SIZE = "nano"  # the default's
+_LARGEST = f"tissue 200000.cubeclf.{_SIZE}.fast"
 
 
 def main() -> int:
@@ -161,6 +165,16 @@ def _classification(figures: Figures) -> list[str]:
     return [_table([["ratio", ""], *found]), _table(rows)]
 
 
+def finetuning_part(figures: Figures) -> list[str]:
+    """What `benchmarks.finetuning` has measured, as Markdown: each way over the first."""
+    rows = [["a hundred labels, a whole command", "time", "GB"]]
+    ways = _keys(figures, "", ".seconds")
+    for way in ways:
+        ratio = float(figures[f"{way}.seconds"]) / float(figures[f"{ways[0]}.seconds"])
+        rows.append([way, f"{ratio:.1f}", f"{figures[f'{way}.peak_gb']:.1f}"])
+    return [_table(rows)]
+
+
 def scaling_part(figures: Figures) -> list[str]:
     """What `benchmarks.scaling` has measured, as Markdown."""
     rows = [["pretraining, nano", "cuboids/s", "first batch after", "GB a process"]]
@@ -173,7 +187,10 @@ def scaling_part(figures: Figures) -> list[str]:
                 f"{figures[f'{key}.memory_gb']:.2f}",
             ]
         )
-    return [_table(rows)]
+    return [
+        _table(rows),
+        "How time and memory grow with candidates is a part of `benchmarks.classification`.",
+    ]
 
 
 def _streaming(figures: Figures) -> list[str]:
@@ -199,14 +216,17 @@ def _estimate(results: Path) -> list[str]:
     if rate is None:
         return ["Not measured yet."]
     a_core = rate / float(figures["cpus"])
+    units = f" with {figures['cpu_units']}" if figures.get("cpu_units") else ""
     hours = BRAINS * CANDIDATES / (a_core * NODES * CORES) / 3600
     return [
-        f"{BRAINS} brains of {CANDIDATES:,} candidates each on {NODES} nodes of {CORES} cores: at "
-        f"{a_core:.0f} candidates a second and core, as measured with 200,000 candidates on "
-        f"{figures['cpus']:.0f} shared cores, **{hours:.1f} hours**, as an order of magnitude. It "
-        "assumes that parts are shared out evenly (`cubeclf-classify --cluster`), that storage "
-        "gives each node the chunks around its candidates as fast as the local disk did, and that "
-        "time grows with candidates, as it does from 20,000 to 200,000."
+        f"Classifying {BRAINS} brains of {CANDIDATES:,} candidates each on {NODES} nodes of "
+        f"{CORES} cores by a network of size {_SIZE}: at {a_core:.0f} candidates a second and "
+        f"core, as measured with 200,000 candidates on {figures['cpus']:.0f} shared cores{units}, "
+        f"**{hours:.1f} hours**, as an order of magnitude. What other sizes take over that stands "
+        "above; pretraining and fine-tuning are done once and not in it. It assumes that parts are "
+        "shared out evenly (`cubeclf-classify --cluster`), that storage gives each node the chunks "
+        "around its candidates as fast as the local disk did, and that time grows with candidates, "
+        "as it does from 20,000 to 200,000."
     ]
 
 
@@ -241,9 +261,15 @@ PARTS: Sequence[tuple[str, str, str, Write]] = (
     ),
     ("gpu", "Training and inference on a GPU", "python -m benchmarks.gpu --json F", gpu_part),
     (
+        "finetuning",
+        "Fine-tuning",
+        "python -m benchmarks.finetuning --json F",
+        finetuning_part,
+    ),
+    (
         "classification",
         "Classification",
-        "python -m benchmarks.classification --folder F --json F",
+        "python -m benchmarks.classification --folder FOLDER --json F",
         _classification,
     ),
     ("scaling", "How it grows", "python -m benchmarks.scaling --json F", scaling_part),

@@ -242,14 +242,14 @@ def _backbone_card(run: Path, name: str) -> str:
 
 
 def _classifier_card(run: Path, name: str) -> str:
-    """Describe it as its export would, with what it reached on brains that it has not seen."""
+    """Describe it as its export would, with what it reached on brains it has no labels of."""
     from cubeclf_core.trained import load_trained
     from finetune.exporting.card import export_card
 
     classifier, header = load_trained(run)
     told = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["evaluation"]["brains"]
     results = {
-        f"{brain}, which it has not seen": f"AUC {found['auc']:.3f}, average precision "
+        f"{brain}, no label of which it has seen": f"AUC {found['auc']:.3f}, average precision "
         f"{found['average_precision']:.3f} ({found['prevalence']:.3f} are cells)"
         for brain, found in told.items()
     }

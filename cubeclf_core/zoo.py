@@ -72,7 +72,7 @@ def find(name: str | Path, kind: Kind) -> Path | None:
     Raises
     ------
     CheckpointError
-        If it holds something else, or is not what the index tells of.
+        If it holds something else, or what was downloaded is not what the index tells of.
     RunFailed
         If it cannot be downloaded.
     """

@@ -190,7 +190,7 @@ class FinetuneConfig:
         """Factor of the learning rate from a block to the one before it."""
         if self.layer_decay is not None:
             return self.layer_decay
-        return 1.0 if self._random or self.lora_rank is not None else 0.75
+        return 1.0 if is_random(self.backbone) or self.lora_rank is not None else 0.75
 
     @property
     def peak_rate(self) -> float:
@@ -204,7 +204,9 @@ class FinetuneConfig:
         if self.frozen:
             return 1e-3
         # A pretrained network that is trained as fast as a random one unlearns within 200 steps.
-        return 1e-4 if self.lora_rank is not None else 2e-4 if self._random else 5e-5
+        if self.lora_rank is not None:
+            return 1e-4
+        return 2e-4 if is_random(self.backbone) else 5e-5
 
     @property
     def head_rate(self) -> float:
@@ -212,10 +214,10 @@ class FinetuneConfig:
         fitted = self.head == "linear" or self.learning_rate is not None
         return self.peak_rate if fitted else self.rate_factor * 1e-3
 
-    @property
-    def _random(self) -> bool:
-        """Whether the network starts from random weights."""
-        return re.fullmatch(r"scratch:.*|resnet\d+", self.backbone) is not None
+
+def is_random(backbone: str) -> bool:
+    """Whether a backbone's name is one of random weights."""
+    return re.fullmatch(r"scratch:.*|resnet\d+", backbone) is not None
 
 
 def _read_classes(classes: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from cubeclf_core import zoo
 from cubeclf_core.brains import load_brains
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.files import replacing
+from finetune.config import is_random
 
 # As cubeclf-pretrain does; it stops, ready to go on, when what started it is gone.
 _COMMAND = """
@@ -33,7 +34,6 @@ from pretrain.commands import pretrain
 pretrain()
 """
 _CROP = "serial2p"  # the one real volume that the zoo has seen, by what its folder is called
-_RANDOM = re.compile(r"scratch:.*|resnet\d+")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def has_seen(backbone: str, volumes: frozenset[str]) -> str:
     str
         "yes" if on any of them, "no", or "unknown".
     """
-    if not backbone or _RANDOM.fullmatch(backbone):
+    if not backbone or is_random(backbone):
         return "no"
     if backbone in zoo.index():  # simulated brains, and a crop
         return "unknown" if any(_CROP in volume for volume in volumes) else "no"

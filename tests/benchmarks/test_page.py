@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, scaling
-from benchmarks.page import DOCS, RESULTS, page, scaling_part
+from benchmarks import finetuning, gpu, scaling
+from benchmarks.page import DOCS, RESULTS, finetuning_part, page, scaling_part
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,9 +68,20 @@ def test_growth_is_measured_in_processes_of_their_own(tmp_path: Path, monkeypatc
     assert "| processes 2 |" in "".join(scaling_part(found))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("gpu", marks=pytest.mark.slow), "scaling", "serial2p", "zoo"]
-)
+@pytest.mark.slow
+def test_whole_trainings_are_measured(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(finetuning, "LABELS", 12)
+    found = finetuning.measure(tmp_path, ["nano, frozen", "nano, trained"])
+    frozen, trained = (float(found[f"nano, {way}.seconds"]) for way in ("frozen", "trained"))
+    assert 1 < frozen < trained  # which takes 200 steps more
+    assert float(found["nano, trained.peak_gb"]) > 0.2
+    assert "| nano, frozen | 1.0 |" in "".join(finetuning_part(found))
+
+
+LATE = pytest.param("gpu", marks=pytest.mark.slow)  # imports torch before it answers
+
+
+@pytest.mark.parametrize("name", [LATE, "finetuning", "scaling", "serial2p", "zoo"])
 def test_help_says_what_it_is(name: str) -> None:
     words = [sys.executable, "-W", "error", "-m", f"benchmarks.{name}", "--help"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)

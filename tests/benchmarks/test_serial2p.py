@@ -11,7 +11,7 @@ import pytest
 import tifffile
 import yaml
 
-from benchmarks.serial2p import fetch, main, unpack, write_split
+from benchmarks.serial2p import fetch, main, settings_of, unpack, write_split
 from finetune.cubes import list_cubes
 
 SHAPE = (20, 50, 50)
@@ -76,6 +76,14 @@ def test_whole_folders_are_held_out(archive: Path, tmp_path: Path) -> None:
     ]
     assert sorted(map(len, groups)) == [1, 1]
     assert not groups[0] & groups[1]
+
+
+def test_random_weights_are_trained_to_the_end_unless_told_otherwise() -> None:
+    """Frozen, they would stand beside the published figure as if they were its network."""
+    for name in ("resnet50", "scratch:vit-nano"):
+        assert settings_of(name, None) == {"freeze": False, "folds": 0}
+    assert settings_of("vit3d-tiny-v1", None) == {}
+    assert settings_of("resnet50", "{freeze: true}") == {"freeze": True}
 
 
 @pytest.mark.parametrize("given", ["{", "5", "[1]"])
