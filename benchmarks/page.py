@@ -3,8 +3,8 @@
     python -m benchmarks.page
 
 Nothing is measured here; a part whose file is missing says so. Copy a benchmark's --json there to
-bring the page up to date, and a comparison's table.md, results.csv and learning_curves.png into
-`benchmarks/results/comparison_NAME`.
+bring the page up to date, and a comparison's table.md, results.csv, learning_curves.png and
+group_curves.png into `benchmarks/results/comparison_NAME`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 _BRAIN_VOXELS = 1e11
 _CUBOID_VOXELS = 20 * 50 * 50
+
+_PICTURES = {"learning_curves.png": "Learning curves", "group_curves.png": "Of each group"}
 
 # Of the worked estimate, beside what was measured.
 BRAINS, CANDIDATES, NODES, CORES = 100, 500_000, 10, 16
@@ -71,9 +73,10 @@ def _comparison(folder: Path) -> list[str]:
         if (folder / file).exists():
             text = (folder / file).read_text(encoding="utf-8").strip()
             parts.append(text.replace("\n## ", "\n### "))
-    if (folder / "learning_curves.png").exists():
-        there = f"../benchmarks/results/{folder.name}/learning_curves.png"  # from the page
-        parts.append(f"![Learning curves]({there})")
+    for file, what in _PICTURES.items():
+        if (folder / file).exists():
+            there = f"../benchmarks/results/{folder.name}/{file}"  # from the page
+            parts.append(f"![{what}]({there})")
     return parts
 
 

@@ -10,7 +10,12 @@ from cubeclf_core.environment import environment
 from finetune.comparing.cost import Cost
 from finetune.comparing.effects import Effect
 from finetune.comparing.grid import Row
-from finetune.comparing.pictures import cost_against_quality, group_bars, learning_curves
+from finetune.comparing.pictures import (
+    cost_against_quality,
+    group_bars,
+    group_curves,
+    learning_curves,
+)
 from finetune.comparing.plan import Plan, budget_name
 from finetune.comparing.table import TITLES, over_seeds
 from finetune.report_html import bullets, details, figure, section, table
@@ -44,7 +49,8 @@ def render(
     """Make the page."""
     pictures = [
         Picture("", "Quality over labels", "Bars span the seeds.", learning_curves(plan, rows)),
-        Picture("", "Group by group", "Dots are seeds.", group_bars(plan, rows)),
+        Picture("", "Group by group", "Bars span the seeds.", group_curves(plan, rows)),
+        Picture("", "With the labels that most have", "Dots are seeds.", group_bars(plan, rows)),
     ]
     if costs:
         pictures.append(

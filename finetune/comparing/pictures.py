@@ -14,7 +14,7 @@ from cubeclf_core.drawing import plain_text
 from finetune.comparing.cost import Cost
 from finetune.comparing.grid import Row
 from finetune.comparing.plan import UNSEEDED, Plan, budget_name, common_row
-from finetune.comparing.table import TITLES, by_group, over_seeds
+from finetune.comparing.table import TITLES, Value, by_group, over_seeds
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "0.45")
 _MARKS = "osD^vP*X"
@@ -26,29 +26,13 @@ def learning_curves(plan: Plan, rows: Sequence[Row]) -> Figure:
 
     Bars span the seeds' means; a rule that learns nothing is a dashed line.
     """
-    protocols = list(dict.fromkeys(protocol for protocol, _ in plan.rows))
+    protocols = _protocols(plan)
     figure = Figure((6.0 * len(protocols) + 1.8, 8.4), layout="constrained")
     grid = figure.subplots(len(TITLES), len(protocols), squeeze=False, sharey="row", sharex="col")
     for line, (measure, title) in zip(grid, TITLES.items(), strict=True):
         values = over_seeds(rows, measure)
         for axes, protocol in zip(line, protocols, strict=True):
-            budgets = [n for p, n in plan.rows if p == protocol]
-            for number, contender in enumerate(plan.contenders):
-                at = [i for i, n in enumerate(budgets) if (contender.name, protocol, n) in values]
-                found = np.array([values[contender.name, protocol, budgets[i]] for i in at])
-                if not len(at):
-                    continue
-                look = _look(number)
-                label = plain_text(contender.name, 40)
-                if contender.rule in UNSEEDED:  # it learns nothing, so it is the same everywhere
-                    axes.axhline(found[0, 0], color=look["color"], ls="--", lw=1.2, label=label)
-                    continue
-                spread = np.abs(found[:, 1:] - found[:, :1]).T
-                moved = np.array(at) + 0.03 * (number - len(plan.contenders) / 2)
-                axes.errorbar(moved, found[:, 0], spread, label=label, capsize=2, **look)
-            axes.set_xlim(-0.5, len(budgets) - 0.5)
-            axes.set_xticks(range(len(budgets)), [budget_name(n) for n in budgets])
-            _bare(axes)
+            _curves(axes, plan, protocol, values)
         line[0].set_ylabel(title)
     for axes, protocol in zip(grid[0], protocols, strict=True):
         axes.set_title(_PROTOCOLS[protocol])
@@ -58,10 +42,60 @@ def learning_curves(plan: Plan, rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def group_curves(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figure:
+    """Plot the same for each group by itself; bars span its seeds.
+
+    Each has a scale of its own, of what learns: a rule may be far below.
+    """
+    protocols, groups = _protocols(plan), sorted({row.group for row in rows})
+    figure = Figure((3.4 * len(groups) + 2.4, 3.6 * len(protocols)), layout="constrained")
+    grid = figure.subplots(len(protocols), len(groups), squeeze=False, sharex="row")
+    learn = {contender.name for contender in plan.contenders if contender.rule not in UNSEEDED}
+    values = by_group(rows, measure)
+    for line, protocol in zip(grid, protocols, strict=True):
+        for axes, group in zip(line, groups, strict=True):
+            own = {key[:3]: value for key, value in values.items() if key[3] == group}
+            _curves(axes, plan, protocol, own)
+            axes.set_xlabel("labels")
+            learned = [v for (name, p, _), v in own.items() if name in learn and p == protocol]
+            if learned:
+                axes.set_ylim(bottom=min(low for _, low, _ in learned) - 0.02)
+        line[0].set_ylabel(f"{TITLES[measure]}, {_PROTOCOLS[protocol]}")
+    for axes, group in zip(grid[0], groups, strict=True):
+        axes.set_title(plain_text(group, 30))
+    _legend(figure, grid[0][0])
+    return figure
+
+
+def _protocols(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(protocol for protocol, _ in plan.rows))
+
+
+def _curves(
+    axes: Axes, plan: Plan, protocol: str, values: Mapping[tuple[str, str, int], Value]
+) -> None:
+    """Draw each contender's values over the budgets of one protocol."""
+    budgets = [n for p, n in plan.rows if p == protocol]
+    for number, contender in enumerate(plan.contenders):
+        at = [i for i, n in enumerate(budgets) if (contender.name, protocol, n) in values]
+        if not at:
+            continue
+        found = np.array([values[contender.name, protocol, budgets[i]] for i in at])
+        look, label = _look(number), plain_text(contender.name, 40)
+        if contender.rule in UNSEEDED:  # it learns nothing, so it is the same everywhere
+            axes.axhline(found[0, 0], color=look["color"], ls="--", lw=1.2, label=label)
+            continue
+        spread = np.abs(found[:, 1:] - found[:, :1]).T
+        moved = np.array(at) + 0.03 * (number - len(plan.contenders) / 2)
+        axes.errorbar(moved, found[:, 0], spread, label=label, capsize=2, **look)
+    axes.set_xlim(-0.5, len(budgets) - 0.5)
+    axes.set_xticks(range(len(budgets)), [budget_name(n) for n in budgets])
+    _bare(axes)
+
+
 def group_bars(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figure:
     """Plot each group by itself at the budget that most have: means, and each seed."""
-    protocols = list(dict.fromkeys(protocol for protocol, _ in plan.rows))
-    groups = sorted({row.group for row in rows})
+    protocols, groups = _protocols(plan), sorted({row.group for row in rows})
     figure = Figure((10, 3.4 * len(protocols)), layout="constrained")
     values = by_group(rows, measure)
     lowest = min((low for _, low, _ in values.values()), default=0.0)

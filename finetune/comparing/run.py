@@ -27,7 +27,12 @@ from finetune.comparing.effects import effects
 from finetune.comparing.grid import Job, Row, embed, embeddings, jobs_of, read_cells, run_job
 from finetune.comparing.networks import device_kind
 from finetune.comparing.page import render
-from finetune.comparing.pictures import cost_against_quality, group_bars, learning_curves
+from finetune.comparing.pictures import (
+    cost_against_quality,
+    group_bars,
+    group_curves,
+    learning_curves,
+)
 from finetune.comparing.plan import AS_IT_IS, Plan, read_plan
 from finetune.comparing.pretraining import Pretrained, Pretraining, run_pretraining
 from finetune.comparing.processes import Processes, alone, usable_cores
@@ -239,6 +244,7 @@ def _conclude(
     text = to_markdown(plan, rows, costs)
     run.write_text("table.md", text)
     run.save_figure("figures/learning_curves.png", learning_curves(plan, rows))
+    run.save_figure("figures/group_curves.png", group_curves(plan, rows))
     run.save_figure("figures/groups.png", group_bars(plan, rows))
     if costs:
         run.save_figure("figures/cost.png", cost_against_quality(plan, rows, costs))

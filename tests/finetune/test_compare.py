@@ -223,7 +223,7 @@ def test_a_comparison_and_what_it_takes_up_again(two: Path, command, monkeypatch
     }
     for name in ("comparison.html", "table.md", "costs.json", "differences.csv"):
         assert (out / name).stat().st_size > 0
-    for name in ("learning_curves", "groups", "cost"):
+    for name in ("learning_curves", "group_curves", "groups", "cost"):
         assert (out / "figures" / f"{name}.png").stat().st_size > 0
     effects = rows(out, "differences.csv")
     auc = {(r["contender"], r["group"]): float(r["auc"]) for r in found}
