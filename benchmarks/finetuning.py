@@ -2,8 +2,8 @@
 
 A hundred labels of a simulated brain, signal and background, nothing held out. A frozen backbone's
 head is fitted at once; what is trained takes ten steps an epoch, so it is run for one epoch and for
-some more, and a training of the default length is worked out from the two. Takes about a quarter of
-an hour on two cores; nothing else should run meanwhile.
+some more, and a training of the default length is worked out from the two. Takes minutes; nothing
+else should run meanwhile.
 
     python -m benchmarks.finetuning --json finetuning.json
 """
@@ -39,7 +39,7 @@ WAYS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ResNet-18, trained": ("resnet18", _ALL),
     "ResNet-50, trained": ("resnet50", _ALL),
 }
-LABELS, LONGER = 100, 4
+LABELS, LONGER = 100, 6
 _SHAPE: Shape3 = (96, 512, 512)
 _CELLS = 400
 PACKAGES = ("torch", "timm", "numpy", "cubeclf")

@@ -27,9 +27,6 @@ _PICTURES = {"learning_curves.png": "Learning curves", "group_curves.png": "Of e
 
 # Of the worked estimate, beside what was measured.
 BRAINS, CANDIDATES, NODES, CORES = 100, 500_000, 10, 16
-_CANDIDATES = (
-    "`python -m benchmarks.classification` measures how time and memory grow with candidates."
-)
 _SIZE = "nano"  # the default's
 _LARGEST = f"tissue 200000.cubeclf.{_SIZE}.fast"
 
@@ -170,8 +167,8 @@ def _classification(figures: Figures) -> list[str]:
 
 def finetuning_part(figures: Figures) -> list[str]:
     """What `benchmarks.finetuning` has measured, as Markdown: each way over the first."""
-    rows = [["a hundred labels, a whole command", "time", "GB"]]
     ways = _keys(figures, "", ".seconds")
+    rows = [["a hundred labels, a whole command", f"time, times {ways[0]}", "GB"]]
     for way in ways:
         ratio = float(figures[f"{way}.seconds"]) / float(figures[f"{ways[0]}.seconds"])
         rows.append([way, f"{ratio:.1f}", f"{figures[f'{way}.peak_gb']:.1f}"])

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flag("--sha256", help="of the archive, in hexadecimal")
     flag("--folder", type=Path, required=True, help="for cubes, runs and results")
     flag("--backbones", nargs="+", required=True, help="as cubeclf-finetune takes them")
-    flag("--train", help="settings of cubeclf-finetune for all backbones, YAML")
+    flag("--train", default="{}", help="settings of cubeclf-finetune for all backbones, YAML")
     flag("--by-folder", action="store_true", help="hold out whole folders")
     flag("--seed", type=int, default=0, help="of the split and of all trainings")
     given = parser.parse_args(argv)
@@ -82,17 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def settings_of(backbone: str, text: str | None) -> dict[str, Any]:
-    """Read settings of a training; without, frozen random weights would be no fair baseline."""
-    if text is None:
-        return {"freeze": False, "folds": 0} if is_random(backbone) else {}
+def settings_of(backbone: str, text: str) -> dict[str, Any]:
+    """Read settings of a training; frozen random weights would be no fair baseline."""
+    usual = {"freeze": False, "folds": 0} if is_random(backbone) else {}
     try:
         given = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"--train is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
         raise InputError(f"--train is {given}, expected settings such as {{freeze: false}}")
-    return given
+    return usual | given
 
 
 def fetch(archive: str, sha256: str | None, folder: Path) -> tuple[Path, str]:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import re
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -25,7 +24,7 @@ from finetune.comparing.plan import Contender, Plan
 from finetune.comparing.pretraining import Pretrained, has_seen
 from finetune.comparing.rules import Rules
 from finetune.comparing.stock import Stock, look
-from finetune.comparing.tasks import Task, make_task
+from finetune.comparing.tasks import Answer, Task, make_task
 from finetune.training import HEADS
 
 _PEAK = Path("/proc/self/status")  # of Linux
@@ -48,7 +47,8 @@ class Row:
     backbone
         Name or path, of a classifier too; empty for what has neither.
     seen
-        Whether it was pretrained on the tested group, without labels: yes, no or unknown.
+        Whether it has learned from the tested group's voxels before, without labels, or with them
+        where it is a classifier: yes, no or unknown.
     device
         Kind of the device that it was computed on, which times and memory depend on.
     rate, rate_by
@@ -56,7 +56,7 @@ class Row:
     epochs
         Of training.
     train_seconds, test_seconds
-        What took how long, in one process; see `finetune.comparing.networks.Answer`.
+        What took how long, in one process; see `finetune.comparing.tasks.Answer`.
     memory_gb
         The most that its process has held meanwhile; NaN where the system does not tell.
     """
@@ -195,16 +195,13 @@ def run_job(job: Job) -> int:
             n += 1
             _forget_peak()
             if job.contender.rule is not None:
-                start = time.monotonic()
-                scores = rules.score(job.contender.rule, task, job.backbone(task.seed))
-                values = _values(0, time.monotonic() - start, 0.0, Rate(USUAL, "none"))
+                rate = Rate(USUAL, "none")
+                answer = rules.answer(job.contender.rule, task, job.backbone(task.seed))
             else:
                 network = _network(job, task.seed, stock)
                 rate = rate or network.choose_rate(task)
                 answer = network.answer(task, rate)
-                scores = answer.scores
-                values = _values(answer.epochs, answer.train_seconds, answer.test_seconds, rate)
-            _write(file, _row(job, task, stock, scores, values), scores)
+            _write(file, _row(job, task, stock, answer, rate), answer.scores)
     return n
 
 
@@ -273,39 +270,31 @@ def read_cells(jobs: Sequence[Job], stock: Stock) -> Iterator[tuple[Row, Task, n
                     yield Row(**told, seen=has_seen(name, volumes)), task, scores
 
 
-def _values(epochs: int, train: float, test: float, rate: Rate) -> dict[str, Any]:
+def _row(job: Job, task: Task, stock: Stock, answer: Answer, rate: Rate) -> dict[str, Any]:
+    labels = stock.labels.labels
+    tested = labels[task.test]
+    if not np.isfinite(answer.scores).all():
+        raise InputError(f"{job.contender.name} gives scores that are no numbers for {task.name}")
+    found = classification_metrics(tested, answer.scores)
     return {
-        "epochs": epochs,
-        "train_seconds": train,
-        "test_seconds": test,
+        "protocol": task.protocol,
+        "budget": task.budget,
+        "group": task.group,
+        "seed": task.seed,
+        "labels": len(task.learn),
+        "cells": int(labels[task.learn].sum()),
+        "tested": len(tested),
+        "prevalence": float(tested.mean()),
+        "auc": found["auc"],
+        "average_precision": found["average_precision"],
+        "average_precision_less_prevalence": found["average_precision_less_prevalence"],
+        "memory_gb": _peak_gb(),
+        "epochs": answer.epochs,
+        "train_seconds": answer.train_seconds,
+        "test_seconds": answer.test_seconds,
         "rate": rate.factor,
         "rate_by": rate.how,
     }
-
-
-def _row(
-    job: Job, task: Task, stock: Stock, scores: npt.NDArray[Any], values: dict[str, Any]
-) -> dict[str, Any]:
-    labels = stock.labels.labels
-    tested = labels[task.test]
-    if not np.isfinite(scores).all():
-        raise InputError(f"{job.contender.name} gives scores that are no numbers for {task.name}")
-    found = classification_metrics(tested, scores)
-    return dict(
-        protocol=task.protocol,
-        budget=task.budget,
-        group=task.group,
-        seed=task.seed,
-        labels=len(task.learn),
-        cells=int(labels[task.learn].sum()),
-        tested=len(tested),
-        prevalence=float(tested.mean()),
-        auc=found["auc"],
-        average_precision=found["average_precision"],
-        average_precision_less_prevalence=found["average_precision_less_prevalence"],
-        memory_gb=_peak_gb(),
-        **values,
-    )
 
 
 def _write(file: Path, row: dict[str, Any], scores: npt.NDArray[Any]) -> None:

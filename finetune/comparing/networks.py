@@ -25,7 +25,7 @@ from cubeclf_core.files import replacing
 from cubeclf_core.heads import CELL_CLASS
 from finetune.comparing.plan import Contender
 from finetune.comparing.stock import Stock
-from finetune.comparing.tasks import Index, Task
+from finetune.comparing.tasks import Answer, Index, Task
 from finetune.config import FinetuneConfig
 from finetune.examples import Features, in_parts, keep_features
 from finetune.parts import Split
@@ -36,27 +36,6 @@ from finetune.trials import Trials
 
 USUAL = 1.0
 DEVICE_KINDS = ("cuda", "cpu")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a network says of what a task tests.
-
-    Attributes
-    ----------
-    scores
-        Shape (n,), probabilities of a cell.
-    epochs
-        That it was trained for; 0 where a head was fitted at once.
-    train_seconds, test_seconds
-        Of the training that led to the scores, and of the scoring. Features of a frozen backbone
-        are computed before, once for all tasks, and count in neither.
-    """
-
-    scores: npt.NDArray[np.float64]
-    epochs: int
-    train_seconds: float
-    test_seconds: float
 
 
 @dataclass(frozen=True)

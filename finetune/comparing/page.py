@@ -16,21 +16,29 @@ from finetune.comparing.pictures import (
     group_curves,
     learning_curves,
 )
-from finetune.comparing.plan import Plan, budget_name
+from finetune.comparing.plan import AS_IT_IS, Plan, budget_name
 from finetune.comparing.table import TITLES, over_seeds
 from finetune.report_html import bullets, details, figure, section, table
 from finetune.report_pictures import Picture
 from finetune.report_style import STYLE
 
 _HOW = (
-    "Every contender learns the same labels and is tested on the same candidates. Own brain: "
-    "labels of one part of a group, tested on another part of it, no voxel shared. Transfer: "
-    "labels of all other groups, tested on one.",
+    "Every contender that learns gets the same labels, and all are tested on the same candidates. "
+    "Own brain: labels of one part of a group, tested on another part of it, no voxel shared. "
+    "Transfer: labels of all other groups, tested on one.",
     "A mean is over groups and seeds; behind it are the lowest and the highest seed, each a mean "
     "over groups. AP is average precision, given less the share of cells, where guessing starts.",
     "Intervals of differences are of a bootstrap over blocks of space within each group: how far a "
     "difference would move with other tissue of the same brain. A few brains are no population: "
     "nothing is said of new animals.",
+)
+_AS_IT_IS = (
+    "A classifier that is taken as it is has learned from whatever it was trained on: if that was "
+    "what is tested here, its score says little. `seen` in results.csv says so where it is known."
+)
+_EACH = (
+    "Bars span the seeds. Each panel has a scale of its own; a dashed line may lie below what it "
+    "shows."
 )
 _RATES = (
     "Where several learning rates were to be tried, one was chosen on held-out labels among those "
@@ -49,7 +57,7 @@ def render(
     """Make the page."""
     pictures = [
         Picture("", "Quality over labels", "Bars span the seeds.", learning_curves(plan, rows)),
-        Picture("", "Group by group", "Bars span the seeds.", group_curves(plan, rows)),
+        Picture("", "Group by group", _EACH, group_curves(plan, rows)),
         Picture("", "With the labels that most have", "Dots are seeds.", group_bars(plan, rows)),
     ]
     if costs:
@@ -59,8 +67,9 @@ def render(
     groups = sorted({row.group for row in rows})
     title = f"Comparison of {len(plan.contenders)} contenders on {', '.join(groups)}"
     chosen = [_RATES] if any(c.trains and len(c.rates) > 1 for c in plan.contenders) else []
+    ready = [_AS_IT_IS] if any(c.rule == AS_IT_IS for c in plan.contenders) else []
     body = [
-        section("How to read this", [bullets([*_HOW, *chosen, *remarks])]),
+        section("How to read this", [bullets([*_HOW, *chosen, *ready, *remarks])]),
         section("Results", [_means(plan, rows, m, t) for m, t in TITLES.items()]),
         section("Pictures", [figure(picture) for picture in pictures]),
         section(f"Differences: {plan.reference} less another", [_effects(found)]),

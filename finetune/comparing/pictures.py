@@ -54,10 +54,10 @@ def group_curves(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figur
     values = by_group(rows, measure)
     for line, protocol in zip(grid, protocols, strict=True):
         for axes, group in zip(line, groups, strict=True):
-            own = {key[:3]: value for key, value in values.items() if key[3] == group}
-            _curves(axes, plan, protocol, own)
+            found = {key[:3]: value for key, value in values.items() if key[3] == group}
+            _curves(axes, plan, protocol, found)
             axes.set_xlabel("labels")
-            learned = [v for (name, p, _), v in own.items() if name in learn and p == protocol]
+            learned = [v for (name, p, _), v in found.items() if name in learn and p == protocol]
             if learned:
                 axes.set_ylim(bottom=min(low for _, low, _ in learned) - 0.02)
         line[0].set_ylabel(f"{TITLES[measure]}, {_PROTOCOLS[protocol]}")

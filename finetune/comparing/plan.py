@@ -122,8 +122,13 @@ class Contender:
         """Whether anything is trained step by step, which takes long."""
         return self.rule is None and not self.settings("any", 0).fits_at_once
 
+    @property
+    def weights(self) -> str:
+        """What kind of weights `backbone` names, in words."""
+        return "classifier" if self.rule == AS_IT_IS else "backbone"
+
     def backbone_for(self, group: str) -> str:
-        """Name of the backbone where a group is tested.
+        """Name of the backbone, or classifier, where a group is tested.
 
         Raises
         ------
@@ -133,7 +138,7 @@ class Contender:
         found = self.backbone.get(group, self.backbone.get(""))
         if found is None:
             raise InputError(
-                f"contender {self.name} has no backbone for the group {group}; "
+                f"contender {self.name} has no {self.weights} for the group {group}; "
                 f"found some for {', '.join(self.backbone)}"
             )
         return found
@@ -401,12 +406,13 @@ class _Reader:
         self.must(rule is None or rule in _RULES, f"{where}.rule", rule, f"one of {_list(_RULES)}")
         if kinds == ["classifier"]:
             rule = AS_IT_IS
-        weights = part.get(kinds[0]) if rule in (None, AS_IT_IS) else {}
-        named = {"": weights} if isinstance(weights, str) else weights
-        in_it = f"{where}.{kinds[0]}"
-        named = {str(key): value for key, value in self.mapping(in_it, named).items()}
-        for key, value in named.items():
-            self.must(isinstance(value, str), f"{in_it}.{key}", value, "a name")
+        named = {}
+        if kinds != ["rule"]:
+            named = self.weights(f"{where}.{kinds[0]}", part[kinds[0]])
+        if rule == AS_IT_IS:
+            pretrained = _list([value for value in named.values() if value in pretraining])
+            told = f"the pretraining {pretrained}"
+            self.must(not pretrained, f"{where}.classifier", told, "a classifier")
         train = self.mapping(f"{where}.train", part.get("train", {}))
         known = {field.name for field in dataclasses.fields(FinetuneConfig)} - _NOT_TRAINING
         for key in train:
@@ -444,6 +450,17 @@ class _Reader:
         chosen = "one: with folds of 0 nothing is held out to choose by"
         self.must(alone, f"{where}.rates", _list(list(map(str, found.rates))), chosen)
         return found
+
+    def weights(self, where: str, given: object) -> dict[str, str]:
+        """Read names of weights by group; one name is for all of them."""
+        if isinstance(given, str):
+            return {"": given}
+        fits = isinstance(given, dict) and bool(given)
+        self.must(fits, where, given, "a name, or a mapping of groups to names")
+        assert isinstance(given, dict)
+        for key, value in given.items():
+            self.must(isinstance(value, str), f"{where}.{key}", value, "a name")
+        return {str(key): value for key, value in given.items()}
 
     def _located(self, name: str, pretraining: Mapping[str, Any]) -> str:
         """Find what is a path beside the plan or from here, and leave other names as they are."""

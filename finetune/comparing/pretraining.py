@@ -109,12 +109,12 @@ def _digest_of(brains: Sequence[str], voxel_size_um: Sequence[float] | None) -> 
 
 @functools.cache
 def has_seen(backbone: str, volumes: frozenset[str]) -> str:
-    """Tell whether a backbone was pretrained on some volumes, without their labels.
+    """Tell whether weights have learned from some volumes, or what they began with has.
 
     Parameters
     ----------
     backbone
-        Name, or path of a run, of a classifier's too; of other files it is not known.
+        Name, or path of a run, of `cubeclf-finetune` too; of other files it is not known.
     volumes
         As `Brain.signal` has them.
 
@@ -130,12 +130,13 @@ def has_seen(backbone: str, volumes: frozenset[str]) -> str:
     try:
         told = yaml.safe_load((Path(backbone) / "config.yaml").read_text(encoding="utf-8"))
         brains = load_brains(told["brains"], voxel_size_um=told.get("voxel_size_um"))
-        began = told.get("init") or told.get("backbone")
+        began, cubes = told.get("init") or told.get("backbone"), told.get("cubes")
     except (OSError, InputError, KeyError, TypeError, yaml.YAMLError):
         return "unknown"
     if {brain.signal for brain in brains} & volumes:
         return "yes"
-    return "unknown" if began else "no"
+    before = has_seen(str(began), volumes) if began else "no"
+    return "unknown" if cubes and before == "no" else before  # a cube does not say of what it is
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from cubeclf_core.rules import contrast, density
 from finetune.comparing.forest import forest_scores, radial_means
 from finetune.comparing.plan import AS_IT_IS, Rule
 from finetune.comparing.stock import Stock
-from finetune.comparing.tasks import Task
+from finetune.comparing.tasks import Answer, Task
 from finetune.labels import Labelled
 
 
@@ -28,9 +29,9 @@ class Rules:
 
     def __init__(self, stock: Stock) -> None:
         self._stock = stock
-        self._said: dict[tuple[str, str, str], npt.NDArray[np.float64]] = {}
+        self._said: dict[tuple[str, str, str], Answer] = {}
 
-    def score(self, rule: Rule, task: Task, classifier: str = "") -> npt.NDArray[np.float64]:
+    def answer(self, rule: Rule, task: Task, classifier: str = "") -> Answer:
         """Score what a task tests.
 
         Parameters
@@ -44,14 +45,24 @@ class Rules:
         classifier
             Name or path, as `cubeclf-classify` takes it.
         """
-        labels = self._stock.labels
         if rule == AS_IT_IS:
             asked = (classifier, task.protocol, task.group)  # what is tested is the same then
             if asked not in self._said:
-                cuboids = labels.subset(task.test).cuboids
-                loaded = load_classifier(classifier, exact=True)
-                self._said[asked] = loaded.predict(cuboids)[:, CELL_CLASS]
+                self._said[asked] = self._ask(classifier, task)
             return self._said[asked]
+        start = time.monotonic()
+        scores = self._score(rule, task)
+        return Answer(scores, 0, time.monotonic() - start, 0.0)
+
+    def _ask(self, classifier: str, task: Task) -> Answer:
+        cuboids = self._stock.labels.subset(task.test).cuboids
+        loaded = load_classifier(classifier, exact=True)
+        start = time.monotonic()
+        scores = loaded.predict(cuboids)[:, CELL_CLASS]
+        return Answer(scores, 0, 0.0, time.monotonic() - start)
+
+    def _score(self, rule: Rule, task: Task) -> npt.NDArray[np.float64]:
+        labels = self._stock.labels
         if rule == "density":
             return self._crowding[task.test]
         if rule == "forest":

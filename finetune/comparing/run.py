@@ -125,7 +125,7 @@ def _network(plan: Plan, pretrained: Pretrained) -> BackboneConfig:
                 found[told] = _to_be_pretrained(plan, name)
                 continue
             if contender.rule == AS_IT_IS:
-                found[told] = load_classifier(pretrained.find(name, 0)).config
+                found[told] = load_classifier(pretrained.find(name, 0), exact=True).config
                 continue
             for weights in dict.fromkeys(pretrained.find(name, s) for s in range(contender.seeds)):
                 start = load_start(weights, channels=plan.channels, seed=0)

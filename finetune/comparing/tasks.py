@@ -52,6 +52,28 @@ class Task:
         return f"{self.group}, {self.protocol}, {labels}, seed {self.seed}"
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a contender says of what a task tests.
+
+    Attributes
+    ----------
+    scores
+        Shape (n,), higher for cells; probabilities, if it is a network.
+    epochs
+        That it was trained for; 0 where nothing is trained, or a head was fitted at once.
+    train_seconds, test_seconds
+        Of the training that led to the scores, and of the scoring; a rule does both at once, which
+        counts as training. Features of a frozen backbone are computed before, once for all tasks,
+        and count in neither.
+    """
+
+    scores: npt.NDArray[np.float64]
+    epochs: int
+    train_seconds: float
+    test_seconds: float
+
+
 def make_task(
     plan: Plan, data: Labelled, reach: Size3, row: tuple[str, int], group: str, seed: int
 ) -> Task:
@@ -119,7 +141,8 @@ def check_tasks(plan: Plan, data: Labelled, reach: Size3) -> list[str]:
     for contender in plan.contenders:
         if unknown := [name for name in contender.backbone if name and name not in data.names]:
             raise InputError(
-                f"contender {contender.name} has a backbone for the group {unknown[0]}; found "
+                f"contender {contender.name} has a {contender.weights} for the group "
+                f"{unknown[0]}; found "
                 f"labels of {', '.join(data.names)}"
             )
         if contender.backbone:

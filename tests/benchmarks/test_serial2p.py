@@ -81,9 +81,10 @@ def test_whole_folders_are_held_out(archive: Path, tmp_path: Path) -> None:
 def test_random_weights_are_trained_to_the_end_unless_told_otherwise() -> None:
     """Frozen, they would stand beside the published figure as if they were its network."""
     for name in ("resnet50", "scratch:vit-nano"):
-        assert settings_of(name, None) == {"freeze": False, "folds": 0}
-    assert settings_of("vit3d-tiny-v1", None) == {}
-    assert settings_of("resnet50", "{freeze: true}") == {"freeze": True}
+        assert settings_of(name, "{}") == {"freeze": False, "folds": 0}
+    assert settings_of("resnet50", "{epochs: 50}") == {"freeze": False, "folds": 0, "epochs": 50}
+    assert settings_of("resnet50", "{freeze: true}")["freeze"] is True
+    assert settings_of("vit3d-tiny-v1", "{}") == {}
 
 
 @pytest.mark.parametrize("given", ["{", "5", "[1]"])

@@ -23,7 +23,7 @@ from finetune.comparing.effects import effects
 from finetune.comparing.grid import Row, jobs_of
 from finetune.comparing.networks import DEVICE_KINDS, Network, Rate, device_kind
 from finetune.comparing.plan import ALL, Contender, Own, read_plan
-from finetune.comparing.pretraining import Pretrained
+from finetune.comparing.pretraining import Pretrained, has_seen
 from finetune.comparing.rules import crowding
 from finetune.comparing.stock import fill, look, signature
 from finetune.comparing.tasks import make_task
@@ -98,7 +98,18 @@ WRONG = {
     ),
     "no name of a classifier": (
         {"contenders": {"x": {"classifier": 3}}},
-        "contenders.x.classifier is 3, expected a mapping",
+        "contenders.x.classifier is 3, expected a name, or a mapping of groups to names",
+    ),
+    "no name at all": (
+        {"contenders": {"x": {"backbone": {}}}},
+        "contenders.x.backbone is {}, expected a name, or a mapping of groups to names",
+    ),
+    "a pretraining is no classifier": (
+        {
+            "pretraining": {"p": {"brains": ["b"]}},
+            "contenders": {"x": {"classifier": {"a": "p", "b": "c"}}},
+        },
+        "contenders.x.classifier is the pretraining p, expected a classifier",
     ),
     "settings of a classifier": (
         {"contenders": {"x": {"classifier": "a", "train": {"epochs": 3}}}},
@@ -251,23 +262,59 @@ def test_a_comparison_and_what_it_takes_up_again(two: Path, command, monkeypatch
 
 def test_a_classifier_that_is_there_says_what_it_says(two: Path, fitted, command) -> None:
     """It learns nothing, so that one draw of labels is as good as another."""
-    ours = two / "ours.safetensors"
+    ours, others = two / "ours.safetensors", two / "others.safetensors"
     save_classifier(ours, fitted(2), {"threshold": 0.5})
-    contenders = {"ours": {"classifier": "ours.safetensors"}, "density": {"rule": "density"}}
+    save_classifier(others, fitted(1), {"threshold": 0.5})  # which takes the signal alone
+    named = {"a": "ours.safetensors", "b": "others.safetensors"}
+    contenders = {"ours": {"classifier": named}, "density": {"rule": "density"}}
     changes = {"contenders": contenders, "seeds": 2, "transfer": {"labels": [20, 30]}}
     file, out = write_plan(two, **changes), two / "out"
-    outcome = command("cubeclf-compare", file, "--out", out, "--workers", 1)
+    words = ("cubeclf-compare", file, "--out", out, "--workers", 1)
+    outcome = command(*words)
     assert outcome.code == 0, outcome.err
+    assert "has learned from whatever it was trained on" in (out / "comparison.html").read_text()
     found = [row for row in rows(out) if row["contender"] == "ours"]
-    assert len(found) == 4
+    assert [(row["budget"], row["group"]) for row in found] == [
+        (budget, group) for group in "ab" for budget in ("20", "30")
+    ]
     plan = read_plan(file)
     stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
     for row in found:
         tested = np.flatnonzero(np.array(stock.labels.brains) == row["group"])
-        said = load_classifier(ours, exact=True).predict(stock.labels.cuboids[tested])[:, 1]
+        classifier = load_classifier(two / named[row["group"]], exact=True)
+        said = classifier.predict(stock.labels.cuboids[tested])[:, 1]
         expected = roc_auc_score(stock.labels.labels[tested], said)
         assert float(row["auc"]) == pytest.approx(expected, abs=1e-6)
-        assert (row["seen"], row["seed"], row["backbone"]) == ("unknown", "0", str(ours))
+        assert (row["seen"], row["seed"], row["train_seconds"]) == ("unknown", "0", "0.0")
+        assert row["backbone"] == str(two / named[row["group"]])
+        assert float(row["test_seconds"]) > 0
+    before = {cell: cell.stat().st_mtime_ns for cell in (out / "cells").iterdir()}
+    assert command(*words, "--resume").code == 0
+    assert {cell: cell.stat().st_mtime_ns for cell in (out / "cells").iterdir()} == before
+
+
+def test_what_a_run_has_learned_from_is_known_by_its_settings(two: Path, simulated) -> None:
+    a, b = (frozenset({str(simulated(seed).volume)}) for seed in (0, 1))
+    entry = {"name": "a", "signal": str(simulated(0).volume), "cells": str(simulated(0).cells)}
+    (two / "a.yaml").write_text(yaml.safe_dump([entry]))
+    runs: dict[str, dict[str, Any]] = {
+        "pretrained": {"brains": [str(two / "a.yaml")]},
+        "labelled": {"brains": [str(two / "a.yaml")], "backbone": "scratch:vit-nano"},
+        "on it": {"brains": [], "cubes": ["c.yaml"], "backbone": str(two / "pretrained")},
+        "of images": {"brains": [str(two / "a.yaml")], "init": "timm:vit"},
+        "of cubes": {"brains": [], "cubes": ["c.yaml"], "backbone": "scratch:vit-nano"},
+    }
+    for name, told in runs.items():
+        (two / name).mkdir()
+        (two / name / "config.yaml").write_text(yaml.safe_dump(told))
+    found = {name: tuple(has_seen(str(two / name), part) for part in (a, b)) for name in runs}
+    assert found == {
+        "pretrained": ("yes", "no"),
+        "labelled": ("yes", "no"),
+        "on it": ("yes", "unknown"),
+        "of images": ("yes", "unknown"),
+        "of cubes": ("unknown", "unknown"),
+    }
 
 
 @pytest.mark.slow
@@ -361,7 +408,10 @@ def test_rates_are_tried_on_what_is_learned_from(two: Path) -> None:
         ({"contenders": {"x": {"backbone": {"a": "resnet18"}}}}, "no backbone for the group b"),
         ({"contenders": {"x": {"backbone": "nowhere"}}}, "nowhere"),
         ({"contenders": {"x": {"classifier": "nowhere"}}}, "no classifier at nowhere"),
-        ({"contenders": {"x": {"classifier": {"a": "cells-tiny-v1"}}}}, "for the group b"),
+        (
+            {"contenders": {"x": {"classifier": {"a": "cells-tiny-v1"}}}},
+            "x has no classifier for the group b",
+        ),
         ({"contenders": {"x": {"backbone": "resnet18", "train": {"lora_rank": 4}}}}, "--lora-rank"),
         ({"transfer": None, "own": {"labels": [20], "along": "z"}}, "put own.learn_below and"),
         ({"data": {"brains": ["gone.yaml"]}}, "gone.yaml"),
