@@ -11,7 +11,6 @@ else should run meanwhile.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,13 +18,12 @@ from pathlib import Path
 import yaml
 
 from benchmarks.classifying.processes import Usage, measured, ours
-from benchmarks.output import Figures, machine, working_folder
+from benchmarks.output import Figures, machine, working_folder, write_json
 from benchmarks.page import finetuning_part
 from cubeclf_core.axes import Shape3
 from cubeclf_core.config import SimulateConfig
 from cubeclf_core.console import console, say
 from cubeclf_core.errors import CubeclfError
-from cubeclf_core.files import replacing
 from finetune.config import FinetuneConfig
 
 _FROZEN: tuple[str, ...] = ()
@@ -60,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with working_folder(None) as folder:
             figures = measure(folder, given.ways)
         if given.json:
-            with replacing(given.json) as made:
-                made.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            write_json(figures, given.json)
     except CubeclfError as error:
         console.print(f"error: {error}", markup=False)
         return error.exit_code

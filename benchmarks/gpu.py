@@ -9,7 +9,6 @@ nothing else should run on the card meanwhile.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -22,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.learning.config import SpeedEffort
 from benchmarks.learning.training_speed import Trainer, open_stream
-from benchmarks.output import Figures, machine, working_folder
+from benchmarks.output import Figures, machine, working_folder, write_json
 from benchmarks.page import gpu_part
 from benchmarks.streams import to_fill
 from cubeclf_core.backbones import build_backbone
@@ -30,7 +29,6 @@ from cubeclf_core.console import console, say
 from cubeclf_core.engine import make_fabric
 from cubeclf_core.errors import CubeclfError, InputError
 from cubeclf_core.fast import FastClassifier
-from cubeclf_core.files import replacing
 from cubeclf_core.heads import HeadConfig
 from cubeclf_core.vit_config import Vit3dConfig
 from pretrain.batches import to_network
@@ -96,8 +94,7 @@ def measure(
             figures[f"{key}.share_of_peak"] = found["tflops"] / peak
         say(f"{key}: {found['cuboids_per_s']:,.0f} cuboids/s")
         if json_file:
-            with replacing(json_file) as made:
-                made.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            write_json(figures, json_file)
     return figures
 
 

@@ -81,7 +81,12 @@ def write_files(
         drawn.savefig(temporary, format=plot.suffix[1:] or "png", dpi=150)
     say(f"plot: {plot}")
     if json_file is not None:
-        text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
-        with replacing(json_file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_json(figures, json_file)
         say(f"figures: {json_file}")
+
+
+def write_json(figures: Mapping[str, float | str], file: Path) -> None:
+    """Write all figures as one flat object; whole or not at all."""
+    text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.output import Figures, machine, working_folder
+from benchmarks.output import Figures, machine, working_folder, write_json
 from benchmarks.page import scaling_part
 from cubeclf_core.axes import Shape3
 from cubeclf_core.console import console, say
 from cubeclf_core.errors import CubeclfError, RunFailed
-from cubeclf_core.files import replacing
 
 BRAINS = (1, 4, 16)
 BATCHES = (16, 64, 256)
@@ -69,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with working_folder(None) as folder:
             figures = measure(folder)
         if given.json:
-            with replacing(given.json) as made:
-                made.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            write_json(figures, given.json)
     except CubeclfError as error:
         console.print(f"error: {error}", markup=False)
         return error.exit_code
