@@ -1,8 +1,8 @@
 """Make the weights that come with cubeclf, and write them into `checkpoints`.
 
-A backbone is pretrained on simulated brains that differ from each other, and on the serial
+Backbones are pretrained on simulated brains that differ from each other, and on the serial
 two-photon crop of cellfinder's tests (BSD-3-Clause; folders ch0 and ch1). Then a head that tells
-cells from artefacts is trained on the labels of the simulated brains. Both are written in half
+cells from artefacts is trained on the labels of the simulated brains. All are written in half
 precision, with a card each and a line in the index.
 
     python -m benchmarks.zoo --folder runs/zoo --crop serial2p_crop
@@ -33,7 +33,8 @@ from cubeclf_core.errors import CubeclfError, RunFailed
 from cubeclf_core.files import remove, replacing
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
-BACKBONE, CLASSIFIER = "vit3d-tiny-v1", "cells-tiny-v1"
+BACKBONES: Mapping[str, str] = {"vit3d-nano-v1": "nano", "vit3d-tiny-v1": "tiny"}  # size of each
+CLASSIFIER, ITS_BACKBONE = "cells-tiny-v1", "vit3d-tiny-v1"
 
 # Factors of the usual brain, see `cubeclf-simulate --traits`; no two are alike.
 TRAITS: Sequence[Mapping[str, float]] = (
@@ -51,7 +52,7 @@ TESTED = 2  # the last brains, which no head learns from
 DATA: Mapping[zoo.Kind, str] = {
     "backbone": f"without labels: {len(TRAITS)} brains of cubeclf-simulate, and the serial "
     "two-photon crop of cellfinder's tests (BSD-3-Clause)",
-    "classifier": f"labels of {len(TRAITS) - TESTED} brains of cubeclf-simulate, on {BACKBONE}",
+    "classifier": f"labels of {len(TRAITS) - TESTED} brains of cubeclf-simulate, on {ITS_BACKBONE}",
 }
 _SHAPE = (96, 512, 512)
 _FIRST_SEED = 1000  # other brains than those of tests and comparisons
@@ -59,7 +60,6 @@ _CROP_UM = (5.0, 2.0, 2.0)
 
 PRETRAINING: Mapping[str, Any] = {
     "method": "simclr",
-    "size": "tiny",
     "channels": 2,
     "steps": 900,
     "batch_size": 64,
@@ -81,18 +81,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     flag("--folder", type=Path, required=True, help="for brains and runs")
     flag("--crop", type=Path, required=True, help="folder of the crop, with ch0 and ch1")
     flag("--into", type=Path, default=CHECKPOINTS, help="folder of the weights and their index")
-    flag("--only", choices=["backbone", "classifier"], help="make that one alone")
+    flag("--only", choices=[*BACKBONES, CLASSIFIER], help="make that one alone")
     given = parser.parse_args(argv)
     folder = given.folder.resolve()
     command = f"python -m benchmarks.zoo --folder FOLDER --crop {given.crop.name}"
     try:
         write_brains(folder, given.crop.resolve())
-        if given.only != "classifier":
-            pretrain(folder)
-            publish(folder / "pretrained", "backbone", BACKBONE, command, given.into)
-        if given.only != "backbone":
-            train_head(folder, given.into)
-            publish(folder / "classifier", "classifier", CLASSIFIER, command, given.into)
+        for name in BACKBONES:
+            if given.only in (None, name):
+                publish(pretrain(folder, name), "backbone", name, command, given.into)
+        if given.only in (None, CLASSIFIER):
+            run = train_head(folder, given.into)
+            publish(run, "classifier", CLASSIFIER, command, given.into)
     except CubeclfError as error:
         console.print(f"error: {error}", markup=False)
         return error.exit_code
@@ -142,26 +142,27 @@ def _simulate(folder: Path, number: int) -> dict[str, str]:
     }
 
 
-def pretrain(folder: Path) -> None:
-    """Run `cubeclf-pretrain`, or go on with it."""
-    settings = {**PRETRAINING, "brains": [str(folder / "unlabelled.yaml")]}
-    _run("pretrain", settings, folder / "pretrained")
+def pretrain(folder: Path, name: str) -> Path:
+    """Run `cubeclf-pretrain`, or go on with it; give the folder of the run."""
+    brains = [str(folder / "unlabelled.yaml")]
+    settings = {**PRETRAINING, "size": BACKBONES[name], "brains": brains}
+    return _run("pretrain", settings, folder / name)
 
 
-def train_head(folder: Path, into: Path) -> None:
-    """Run `cubeclf-finetune` on the backbone in `into`, or go on with it."""
+def train_head(folder: Path, into: Path) -> Path:
+    """Run `cubeclf-finetune` on the backbone in `into`, or go on with it; give its folder."""
     settings = {
         **HEAD,
-        "backbone": str((into / f"{BACKBONE}.safetensors").resolve()),
+        "backbone": str((into / f"{ITS_BACKBONE}.safetensors").resolve()),
         "brains": [str(folder / "learn.yaml")],
         "test": [str(folder / "test.yaml")],
     }
-    _run("finetune", settings, folder / "classifier")
+    return _run("finetune", settings, folder / CLASSIFIER)
 
 
-def _run(command: str, settings: Mapping[str, Any], out: Path) -> None:
+def _run(command: str, settings: Mapping[str, Any], out: Path) -> Path:
     """Run a command, or go on with it; what is done with other settings is done anew."""
-    file = out.with_suffix(".yaml")
+    file = out.with_name(f"{out.name}.yaml")
     text = yaml.safe_dump({**settings, "out": str(out), "resume": True})
     if file.exists() and file.read_text(encoding="utf-8") != text:
         remove(out)
@@ -170,12 +171,13 @@ def _run(command: str, settings: Mapping[str, Any], out: Path) -> None:
     )
     if weights.exists():
         say(f"{out} is there already")
-        return
+        return out
     file.write_text(text, encoding="utf-8")
     code = f"from {command}.commands import {command}; {command}()"
     words = [sys.executable, "-c", code, "--config", str(file)]
     if subprocess.run(words, check=False).returncode:
         raise RunFailed(f"{shlex.join(words)} failed")
+    return out
 
 
 def publish(run: Path, kind: zoo.Kind, name: str, command: str, into: Path) -> None:
@@ -197,7 +199,7 @@ def publish(run: Path, kind: zoo.Kind, name: str, command: str, into: Path) -> N
     header, tensors = load_checkpoint(run, kind)
     header.provenance["command"] = command  # not where it was on this machine
     if kind == "classifier":
-        header.training["backbone"]["backbone"] = BACKBONE
+        header.training["backbone"]["backbone"] = ITS_BACKBONE
     halved = {
         key: tensor.half() if tensor.is_floating_point() else tensor
         for key, tensor in tensors.items()
