@@ -68,7 +68,10 @@ def save_checkpoint(path: Path, header: Header, tensors: dict[str, Tensor]) -> N
     """Write weights and header to `path`, whole or not at all."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
+        temporary.touch()
+        usual = temporary.stat().st_mode
         save_file(contiguous, temporary, metadata={_KEY: header.to_json()})
+        temporary.chmod(usual)  # safetensors lets nobody but the owner read what it writes
 
 
 def load_checkpoint(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:

@@ -3,8 +3,8 @@
 A linear head is fitted on frozen features first, whatever is trained after it: with few labels, a
 network that starts from a random head unlearns what its backbone knew (Kumar et al.,
 arXiv:2202.10054). Normalisations that are trained, of residual networks, are settled before.
-Batches hold as many of each class, in each brain as in all; what the classes' shares say is put
-into the logits, so that probabilities are those of brains with the training labels' share of cells.
+Batches are balanced (`finetune.batches`); what the classes' shares say is put into the logits, so
+that probabilities are those of brains with the training labels' share of cells.
 While it is learned from, each brain has an intercept of its own (`cubeclf_core.regression`).
 """
 
@@ -32,29 +32,21 @@ from cubeclf_core.draws import Draws
 from cubeclf_core.engine import load_state, save_state
 from cubeclf_core.errors import RunFailed
 from cubeclf_core.heads import CELL_CLASS, Head
-from cubeclf_core.regression import (
-    Logistic,
-    balancing_weights,
-    fit_logistic,
-    mean_of,
-    share_intercepts,
-    widened,
-)
+from cubeclf_core.regression import Logistic, fit_logistic, mean_of, share_intercepts, widened
 from finetune.adapt import settle_statistics, trained_norms
+from finetune.batches import Batches, Index
 from finetune.config import FinetuneConfig
 from finetune.examples import Examples, Features, in_parts
 
 HEADS = 4
 """Of the way to fit heads: what was kept of one is not taken up by another."""
 
-_LEAST_STEPS = 10  # an epoch has, however few the labels
 _EMA = 0.99  # towards which the share of the old rises
 _LABEL_SMOOTHING = 0.1
 _WARM_UP = 0.1  # share of the steps
 _INTERCEPT_RATE = 0.03  # of brains, whose logits differ by some units, at the peak
 
 Labels = npt.NDArray[np.int64]
-Index = npt.NDArray[np.int64]
 
 
 def fit_head(
@@ -221,7 +213,8 @@ class Training:
     def __post_init__(self) -> None:
         own = self.trial.train
         groups = share_intercepts(self.labels[own], self.brains[own])
-        self.shares = balancing_weights(self.labels[own], groups)
+        of_own = own, self.labels[own], self.brains[own]
+        self.batches = Batches(*of_own, size=self.config.batch_size, seed=self.trial.seed)
         # Of each label; brains that are not learned from have none.
         self.groups_of = np.full(len(self.labels), -1)
         self.groups_of[own] = groups
@@ -235,7 +228,7 @@ class Training:
         self.kept = copy.deepcopy(self.network)  # the averaged weights of the best epoch
         # Batches are balanced, and what the head holds of the classes' shares is taken out there.
         self.balance = -prior_logits(self.labels[own], self.n_classes).to(self.fabric.device)
-        self.steps = max(_LEAST_STEPS, -(-len(own) // self.config.batch_size))
+        self.steps = len(self.batches)
 
     def run(self) -> Iterator[dict[str, Any]]:
         """Train until the epochs are over, or the held-out labels have not improved for long.
@@ -295,11 +288,15 @@ class Training:
         }
 
     def _settle(self) -> None:
-        """Give the averaged network the statistics of its own weights on what it learns from."""
-        network = self.averaged.module.eval()
-        index, device = torch.from_numpy(self.trial.train), self.fabric.device
-        parts = index.split(self.config.batch_size)
-        batches = (self.examples.plain(part).to(device) for part in parts)
+        """Give the averaged network the statistics of its own weights on what it learns from.
+
+        What nobody asks before the last epoch waits until then.
+        """
+        if self.trial.held_out is None and self.epoch + 1 < self.trial.epochs:
+            return
+        network, device = self.averaged.module.eval(), self.fabric.device
+        drawn = (torch.from_numpy(self.batches.draw(step)) for step in range(self.steps))
+        batches = (self.examples.plain(index).to(device) for index in drawn)
         settle_statistics(network, trained_norms(self.network), batches)
 
     def _ask(self, network: nn.Module, index: Index) -> Float[Tensor, "n klass"]:
@@ -317,7 +314,7 @@ class Training:
         rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        index = self._balanced_batch(step)
+        index = self.batches.draw(step)
         while True:
             try:
                 loss = self._gradient(index, step)
@@ -358,19 +355,6 @@ class Training:
             loss.backward()
             total += float(loss.detach())
         return total
-
-    def _balanced_batch(self, step: int) -> Index:
-        """Draw as many of each class; of each brain, by chance, as many as it has labels."""
-        random = np.random.default_rng((self.trial.seed, step))
-        own = self.trial.train
-        by_class = [self.labels[own] == k for k in range(self.n_classes)]
-        there = [each for each in by_class if each.any()]
-        sizes = [len(p) for p in np.array_split(np.arange(self.config.batch_size), len(there))]
-        drawn = [
-            random.choice(own[each], n, p=self.shares[each] / self.shares[each].sum())
-            for each, n in zip(there, sizes, strict=True)
-        ]
-        return np.concatenate(drawn)
 
     def _of_brain(self, index: Index) -> Float[Tensor, "n klass"]:
         """What a label's brain adds to its logits, less the mean over labels."""

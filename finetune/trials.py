@@ -35,6 +35,7 @@ from finetune.adapt import (
     train_mode,
     trained_norms,
 )
+from finetune.batches import Batches
 from finetune.config import FinetuneConfig
 from finetune.examples import Cuboids, Examples, Features, in_parts, keep_features
 from finetune.labels import Labelled
@@ -168,22 +169,23 @@ class Trials:
         """What the network says of all labels before it is trained."""
         return self.known or self._keep_features(self.base, self.data.cuboids)
 
-    def _features_before(self, classifier: Classifier, index: npt.NDArray[np.int64]) -> Features:
-        """What a network says of some labels before it is trained on them.
+    def _features_before(self, classifier: Classifier, trial: Trial) -> Features:
+        """What a network says of a trial's labels before it is trained on them.
 
         A normalisation that is trained goes by each batch, not by what it kept: a head that was
         fitted on what a network says by strange statistics, or by none, misleads its training. So
         they are settled; the classifier is on the CPU afterwards.
         """
-        train = torch.from_numpy(index)
-        norms = trained_norms(classifier)
+        own, norms = trial.train, trained_norms(classifier)
         if not norms:
-            return Features(self._features.copies[:, train])
-        cuboids, device = self.data.cuboids[train], self.fabric.device
+            return Features(self._features.copies[:, torch.from_numpy(own)])
+        device = self.fabric.device
         classifier.to(device).eval()
-        parts = cuboids.split(self.config.batch_size)
-        settle_statistics(classifier, norms, (part.to(device) for part in parts))
-        return self._keep_features(classifier, cuboids)
+        of_own = own, self.data.labels[own], self.brains[own]
+        batches = Batches(*of_own, size=self.config.batch_size, seed=trial.seed)
+        drawn = (torch.from_numpy(batches.draw(step)) for step in range(len(batches)))
+        settle_statistics(classifier, norms, (self.data.cuboids[i].to(device) for i in drawn))
+        return self._keep_features(classifier, self.data.cuboids[torch.from_numpy(own)])
 
     def _keep_features(
         self, classifier: Classifier, cuboids: Float[Tensor, "n c z y x"]
@@ -227,7 +229,7 @@ class Trials:
         """
         classifier = copy.deepcopy(self.base)
         self._choose(classifier)
-        features = self._features_before(classifier, trial.train)
+        features = self._features_before(classifier, trial)
         labels, brains = self.data.labels[trial.train], self.brains[trial.train]
         if self.config.head == "linear":
             intercepts = fit_head(

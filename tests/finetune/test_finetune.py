@@ -168,6 +168,13 @@ def test_weights_for_another_normalisation_are_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "b.safetensors", "backbone")
 
 
+def test_weights_are_for_whoever_may_read_other_new_files(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    save_checkpoint(tmp_path / "b.safetensors", Header(kind="backbone", backbone={}), {})
+    usual, found = ((tmp_path / name).stat().st_mode for name in ("other", "b.safetensors"))
+    assert found == usual
+
+
 def test_a_header_tells_what_the_weights_are(tmp_path: Path, fitted) -> None:
     save_classifier(tmp_path / "c.safetensors", fitted(), {"labels": 36})
     header, _ = load_checkpoint(tmp_path / "c.safetensors", "classifier")
