@@ -33,10 +33,10 @@ class FinetuneConfig:
     Parameters
     ----------
     backbone
-        Folder of a pretraining run, a .safetensors file, vit3d-tiny-v1 (which comes with cubeclf),
-        timm:NAME, scratch:vit-SIZE (nano, micro, tiny, small, base) or resnet18 … resnet152
-        (cellfinder's network) for random weights, a model of cellfinder's, .h5 or .keras, or a
-        bundle of `cubeclf-export`.
+        Folder of a pretraining run, a .safetensors file, vit3d-nano-v1 or vit3d-tiny-v1 (which come
+        with cubeclf), timm:NAME, scratch:vit-SIZE (nano, micro, tiny, small, base) or resnet18 …
+        resnet152 (cellfinder's network) for random weights, a model of cellfinder's, .h5 or .keras,
+        or a bundle of `cubeclf-export`.
     out
         Folder of the run.
     brains
@@ -168,6 +168,20 @@ class FinetuneConfig:
         return self.frozen and self.head == "linear"
 
     @property
+    def from_nothing(self) -> bool:
+        """Whether what is trained begins with random weights, LoRA's frozen ones left aside."""
+        return not self.frozen and self.lora_rank is None and is_random(self.backbone)
+
+    @property
+    def fits_first(self) -> bool:
+        """Whether a linear head is fitted before anything is trained: on what a backbone knows.
+
+        Random weights know nothing, and what they say of cuboids hardly differs. Scaled to one
+        deviation, and weighed by a fitted head, the least change of theirs has a loss of dozens.
+        """
+        return self.head == "linear" and not self.from_nothing
+
+    @property
     def what(self) -> str:
         """What is trained, in words."""
         head = f"a {self.head} head" if self.head != "attention" else "an attention head"
@@ -211,8 +225,8 @@ class FinetuneConfig:
     @property
     def head_rate(self) -> float:
         """Highest learning rate of the head: of one that is not fitted first, a higher one."""
-        fitted = self.head == "linear" or self.learning_rate is not None
-        return self.peak_rate if fitted else self.rate_factor * 1e-3
+        usual = self.fits_first or self.learning_rate is not None
+        return self.peak_rate if usual else self.rate_factor * 1e-3
 
 
 def is_random(backbone: str) -> bool:

@@ -1,8 +1,8 @@
 """How a classifier learns from labels: one trial, from a fresh network to its best epoch.
 
-A linear head is fitted on frozen features first, whatever is trained after it: with few labels, a
-network that starts from a random head unlearns what its backbone knew (Kumar et al.,
-arXiv:2202.10054). Normalisations that are trained, of residual networks, are settled before.
+A linear head is fitted on frozen features first, whatever is trained after it but random weights:
+with few labels, a network that starts from a random head unlearns what its backbone knew (Kumar et
+al., arXiv:2202.10054). Normalisations that are trained, of residual networks, are settled before.
 Batches are balanced (`finetune.batches`); what the classes' shares say is put into the logits, so
 that probabilities are those of brains with the training labels' share of cells.
 While it is learned from, each brain has an intercept of its own (`cubeclf_core.regression`).
@@ -40,6 +40,9 @@ from finetune.examples import Examples, Features, in_parts
 
 HEADS = 4
 """Of the way to fit heads: what was kept of one is not taken up by another."""
+
+BEGINNING = 1
+"""Likewise, of how training begins where no head is fitted first."""
 
 _EMA = 0.99  # towards which the share of the old rises
 _LABEL_SMOOTHING = 0.1
@@ -238,7 +241,7 @@ class Training:
         dict
             After each epoch, what there is to tell of it. The state may be saved then.
         """
-        if not self.epoch and self.config.head == "linear":
+        if not self.epoch and self.config.fits_first:
             self.best = self._look()  # what was fitted at once may be the best there is
             self.fitted = self.best.get("validation_average_precision")
         while self.epoch < self.trial.epochs and not self._tired():

@@ -40,7 +40,7 @@ from finetune.config import FinetuneConfig
 from finetune.examples import Cuboids, Examples, Features, in_parts, keep_features
 from finetune.labels import Labelled
 from finetune.parts import Split
-from finetune.training import Training, Trial, fit_head
+from finetune.training import Training, Trial, fit_head, prior_logits
 
 ALL = "all labels"
 
@@ -231,9 +231,10 @@ class Trials:
         self._choose(classifier)
         features = self._features_before(classifier, trial)
         labels, brains = self.data.labels[trial.train], self.brains[trial.train]
-        if self.config.head == "linear":
+        head, n_classes = classifier.head, len(self.base.head.config.classes)
+        if self.config.fits_first:
             intercepts = fit_head(
-                classifier.head,
+                head,
                 features,
                 labels,
                 brains,
@@ -242,8 +243,11 @@ class Trials:
                 for_others=self._for_others,
             )
         else:
-            intercepts = torch.zeros(brains.max() + 1, len(self.base.head.config.classes))
-            classifier.head.fit_scale(features.copies)
+            intercepts = torch.zeros(brains.max() + 1, n_classes)
+            if not self.config.from_nothing:
+                head.fit_scale(features.copies)
+            with torch.no_grad():
+                head.last.bias.copy_(prior_logits(labels, n_classes))
         before = one_vector(features.copies[0], classifier.backbone.config).clone()
         del features  # of many tokens, perhaps
         if self.config.fits_at_once:

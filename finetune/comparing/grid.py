@@ -25,7 +25,7 @@ from finetune.comparing.pretraining import Pretrained, has_seen
 from finetune.comparing.rules import Rules
 from finetune.comparing.stock import Stock, look
 from finetune.comparing.tasks import Answer, Task, make_task
-from finetune.training import HEADS
+from finetune.training import BEGINNING, HEADS
 
 _PEAK = Path("/proc/self/status")  # of Linux
 
@@ -141,6 +141,8 @@ class Job:
             told += [list(rates), content_hash(self.backbone(0))]
         if self.contender.rule is None:
             told += [device or self.device, HEADS]
+            settings = self.contender.settings(self.backbone(task.seed), task.seed)
+            told += [] if settings.fits_first else [BEGINNING]
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
         return self.cells / f"{key}.npz"
 

@@ -40,7 +40,7 @@ def test_what_the_index_tells_of_is_there_with_its_card(name: str) -> None:
 
 
 def test_there_are_weights_of_both_kinds() -> None:
-    assert "vit3d-tiny-v1" in zoo.known("backbone")
+    assert {"vit3d-nano-v1", "vit3d-tiny-v1"} <= set(zoo.known("backbone"))
     assert "cells-tiny-v1" in zoo.known("classifier")
     files = {file.name for file in (ROOT / "checkpoints").glob("*.safetensors")}
     assert files == {entry.file for entry in zoo.index().values() if entry.url is None}

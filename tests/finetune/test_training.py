@@ -40,7 +40,7 @@ NANO = Vit3dConfig(size="nano", channels=1)
 
 def make_config(**changes) -> FinetuneConfig:
     unused = Path("unused")
-    return FinetuneConfig(backbone="unused", out=unused, brains=(unused,), **changes)
+    return FinetuneConfig(**{"backbone": "unused", "out": unused, "brains": (unused,), **changes})
 
 
 def make_trials(base: Classifier, data: Labelled, splits=(), **changes) -> Trials:
@@ -258,6 +258,16 @@ def test_a_residual_network_starts_from_a_head_that_fits_what_it_says_in_trainin
     trials = make_trials(base, blobs(24, 0), **settings)
     trials.run(False)
     assert trials.told[0]["train_loss"] < math.log(2)  # of a network that says nothing
+
+
+def test_random_weights_start_from_a_head_that_says_no_more_than_the_shares(blobs) -> None:
+    """A head that was fitted on what they say has a loss of dozens as soon as they change."""
+    torch.manual_seed(0)
+    base = Classifier(ResNet3d(ResNet3dConfig(channels=1)))
+    settings = {"freeze": False, "epochs": 1, "batch_size": 4, "copies": 1, "learning_rate": 1e-3}
+    trials = make_trials(base, blobs(12, 0), backbone="resnet18", **settings)
+    trials.run(False)
+    assert trials.told[0]["train_loss"] < 4 * math.log(2)
 
 
 @pytest.mark.parametrize(
