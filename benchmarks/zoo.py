@@ -162,7 +162,7 @@ def train_head(folder: Path, into: Path) -> Path:
 
 def _run(command: str, settings: Mapping[str, Any], out: Path) -> Path:
     """Run a command, or go on with it; what is done with other settings is done anew."""
-    file = out.with_name(f"{out.name}.yaml")
+    file = out.with_suffix(".yaml")
     text = yaml.safe_dump({**settings, "out": str(out), "resume": True})
     if file.exists() and file.read_text(encoding="utf-8") != text:
         remove(out)

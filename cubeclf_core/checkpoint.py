@@ -67,10 +67,15 @@ def provenance() -> dict[str, Any]:
 def save_checkpoint(path: Path, header: Header, tensors: dict[str, Tensor]) -> None:
     """Write weights and header to `path`, whole or not at all."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_tensors(path, contiguous, {_KEY: header.to_json()})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write contiguous tensors to a safetensors file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.touch()
         usual = temporary.stat().st_mode
-        save_file(contiguous, temporary, metadata={_KEY: header.to_json()})
+        save_file(tensors, temporary, metadata=metadata)
         temporary.chmod(usual)  # safetensors lets nobody but the owner read what it writes
 
 

@@ -7,6 +7,8 @@ would hold one class alone, and what tells the classes apart would be normalised
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -42,6 +44,10 @@ class Batches:
     def __len__(self) -> int:
         """How many make an epoch."""
         return max(_LEAST, -(-len(self.index) // self.size))
+
+    def __iter__(self) -> Iterator[Index]:
+        """Draw those of the first epoch."""
+        return map(self.draw, range(len(self)))
 
     def draw(self, step: int) -> Index:
         """Numbers of the labels of one batch; of each brain, by chance, as many as it has."""

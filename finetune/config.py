@@ -78,7 +78,7 @@ class FinetuneConfig:
         Cuboids a step, as many of each class.
     learning_rate
         Peak; by default 1e-3 for a head, 1e-4 for LoRA, 5e-5 for a pretrained network and 2e-4 for
-        a random one; 1e-3 for a head that is not linear, whatever is trained beside it.
+        a random one; 1e-3 for a head that is not fitted first, whatever is trained beside it.
     rate_factor
         Of these learning rates, to try others than the usual ones.
     layer_decay
@@ -90,7 +90,8 @@ class FinetuneConfig:
         Epochs without an improvement on what is held out, after which a training ends.
     copies
         Of each cuboid, turned in the plane and half of them flipped along z, from which a head on a
-        frozen backbone learns; 16 at most. A linear one is fitted on them whatever is trained.
+        frozen backbone learns; 16 at most. A linear one is fitted on them whatever is trained but
+        random weights.
     for_others
         Whether a linear head is for other brains than those of the labels, and is to make nothing
         of surroundings and of the direction of z; by default if the labels are of several.

@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from cubeclf_core.checkpoint import write_tensors
 from cubeclf_core.errors import CheckpointError
-from cubeclf_core.files import replacing
 from cubeclf_core.network_configs import one_vector
 from cubeclf_core.trained import Classifier
 from finetune.examples import in_parts
@@ -48,8 +47,7 @@ def save_memory(path: Path, classifier: Classifier, data: Labelled) -> Float[Ten
     features = in_parts(partial(embed, classifier), lambda index: data.cuboids[index], everything)
     tensors = {"features": features, "positions_um": torch.from_numpy(data.positions_um)}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"volumes": json.dumps(data.volumes)})
+    write_tensors(path, tensors, {"volumes": json.dumps(data.volumes)})
     return tensors["features"]
 
 

@@ -298,7 +298,7 @@ class Training:
         if self.trial.held_out is None and self.epoch + 1 < self.trial.epochs:
             return
         network, device = self.averaged.module.eval(), self.fabric.device
-        drawn = (torch.from_numpy(self.batches.draw(step)) for step in range(self.steps))
+        drawn = map(torch.from_numpy, self.batches)
         batches = (self.examples.plain(index).to(device) for index in drawn)
         settle_statistics(network, trained_norms(self.network), batches)
 
@@ -346,7 +346,7 @@ class Training:
         self.train_mode()
         total = 0.0
         items = np.arange(len(index))
-        for part in np.array_split(items, self.parts):
+        for part in (items[i :: self.parts] for i in range(self.parts)):  # of all classes each
             draws = Draws(self.trial.seed, step, part.tolist(), self.fabric.device)
             labels = torch.from_numpy(self.labels[index[part]]).to(self.fabric.device)
             inputs = self.examples.training(torch.from_numpy(index[part]), draws)

@@ -183,14 +183,14 @@ class Trials:
         classifier.to(device).eval()
         of_own = own, self.data.labels[own], self.brains[own]
         batches = Batches(*of_own, size=self.config.batch_size, seed=trial.seed)
-        drawn = (torch.from_numpy(batches.draw(step)) for step in range(len(batches)))
+        drawn = map(torch.from_numpy, batches)
         settle_statistics(classifier, norms, (self.data.cuboids[i].to(device) for i in drawn))
         return self._keep_features(classifier, self.data.cuboids[torch.from_numpy(own)])
 
     def _keep_features(
         self, classifier: Classifier, cuboids: Float[Tensor, "n c z y x"]
     ) -> Features:
-        copies = self.config.copies if self.config.frozen or self.config.head == "linear" else 1
+        copies = self.config.copies if self.config.frozen or self.config.fits_first else 1
         features = keep_features(classifier, cuboids, copies=copies, device=self.fabric.device)
         classifier.cpu()  # where heads are fitted, and what is added to a network is made
         return features

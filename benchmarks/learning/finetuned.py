@@ -34,7 +34,7 @@ Known = Mapping[str, Features]
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A backbone with a linear head that is fitted; then both go on learning, if not frozen.
+    """A backbone with a linear head that is fitted, or trained with it, or one after the other.
 
     Attributes
     ----------
@@ -47,7 +47,8 @@ class Finetuned:
     settings
         Of `cubeclf-finetune`.
     pretrained
-        Whether early layers have learned something already, and are trained more slowly.
+        Whether it has learned something already: its early layers are trained more slowly then, and
+        its head is fitted first, whatever is trained.
     known
         What the backbone says, by key of `SEEN`, if it is frozen; None if it goes on learning.
     """

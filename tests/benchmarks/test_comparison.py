@@ -13,7 +13,7 @@ from finetune.comparing.plan import read_plan
 
 ROOT = Path(__file__).parents[2]
 REFERENCES = {  # of plans that pretrain nothing
-    "cfos_trained": "zoo (tiny), frozen",
+    "cfos_trained": "zoo (nano), frozen",
 }
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cubeclf_core import load_classifier
+from cubeclf_core.backbones import build_backbone, save_backbone
 from cubeclf_core.cells import Cells, read_cells, write_cells
 from cubeclf_core.errors import InputError
 from cubeclf_core.rules import density
@@ -442,16 +443,17 @@ def test_a_rate_that_diverges_is_not_taken(two: Path) -> None:
 def test_all_epochs_are_taken_where_nothing_is_to_be_held_out(two: Path) -> None:
     """Where a part is, a rate that ruins the network leaves the head that was fitted first."""
     ruinous = {"freeze": False, "epochs": 2, "batch_size": 4, "learning_rate": 0.3}
+    backbone = str(two / "backbone.safetensors")
+    save_backbone(Path(backbone), build_backbone(Vit3dConfig(size="nano"), seed=0), {})
     contenders = {
-        name: {"backbone": "scratch:vit-nano", "train": {**ruinous, **more}}
+        name: {"backbone": backbone, "train": {**ruinous, **more}}
         for name, more in (("best", {}), ("last", {"folds": 0}))
     }
     plan = read_plan(write_plan(two, rates=[1], contenders=contenders))
     stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
     task = make_task(plan, stock.labels, stock.reach, ("transfer", 60), "b", 0)
     networks = [
-        Network(contender, "scratch:vit-nano", 0, stock, two / "features")
-        for contender in plan.contenders
+        Network(contender, backbone, 0, stock, two / "features") for contender in plan.contenders
     ]
     assert [n.answer(task, n.choose_rate(task)).epochs for n in networks] == [0, 2]
 

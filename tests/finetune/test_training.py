@@ -260,6 +260,53 @@ def test_a_residual_network_starts_from_a_head_that_fits_what_it_says_in_trainin
     assert trials.told[0]["train_loss"] < math.log(2)  # of a network that says nothing
 
 
+@pytest.mark.parametrize("kind", ["linear", "mlp", "attention"])
+def test_a_head_that_is_not_fitted_first_says_the_shares_of_the_classes(kind, blobs) -> None:
+    data = blobs(12, 0)
+    trials = make_trials(
+        network(kind), data, backbone="scratch:vit-nano", freeze=False, head=kind, epochs=1
+    )
+    begun: list[dict[str, torch.Tensor]] = []
+    make = trials._training
+
+    def watched(trial, classifier, intercepts):
+        begun.append({n: t.clone() for n, t in classifier.head.state_dict().items()})
+        return make(trial, classifier, intercepts)
+
+    trials._training = watched
+    trials.run(False)
+    (head,) = begun
+    torch.testing.assert_close(head["last.bias"], prior_logits(data.labels, 2))
+    assert (head["mean"] == 0).all()
+    assert (head["deviation"] == 1).all()
+
+
+def test_parts_of_a_batch_hold_all_classes(blobs) -> None:
+    """As a normalisation that is trained goes by what it is given at a time."""
+    data = blobs(12, 0)
+    trials = make_trials(network(), data, freeze=False, epochs=1, batch_size=8)
+    seen: list[set[int]] = []
+    make = trials._training
+
+    def watched(*arguments):
+        training = make(*arguments)
+        training.parts = 2
+        own = training.examples
+
+        class Watched:
+            def training(self, index, draws):
+                seen.append(set(data.labels[index.numpy()]))
+                return own.training(index, draws)
+
+        training.examples = Watched()
+        return training
+
+    trials._training = watched
+    trials.run(False)
+    assert len(seen) == 20
+    assert all(classes == {0, 1} for classes in seen)
+
+
 def test_random_weights_start_from_a_head_that_says_no_more_than_the_shares(blobs) -> None:
     """A head that was fitted on what they say has a loss of dozens as soon as they change."""
     torch.manual_seed(0)
@@ -318,7 +365,7 @@ def test_statistics_are_those_of_averaged_weights_on_batches_of_all_classes(blob
     unsorted = blobs(24, 0)
     data = unsorted.subset(np.argsort(-unsorted.labels, kind="stable"))
     trials = make_trials(
-        base, data, freeze=False, epochs=1, batch_size=4, copies=1, learning_rate=1e-3
+        base, data, freeze=False, epochs=2, batch_size=4, copies=1, learning_rate=1e-3
     )
     classifier = trials.run(False).classifier.eval()
     kept = classifier.backbone.stage4[1].branch[4]
