@@ -27,7 +27,7 @@ class Batches:
     index
         Numbers of the labels that are learned from; shape (n,).
     labels, brains
-        Shape (n,): class of each of them, and the number of its brain.
+        Class of each label there is, and the number of its brain; shape (all,).
     size
         Of a batch.
     seed
@@ -36,10 +36,9 @@ class Batches:
 
     def __init__(self, index: Index, labels: Index, brains: Index, *, size: int, seed: int) -> None:
         self.index, self.size, self.seed = index, size, seed
-        shares = balancing_weights(labels, share_intercepts(labels, brains))
-        self._classes = [
-            (index[labels == klass], shares[labels == klass]) for klass in np.unique(labels)
-        ]
+        own = labels[index]
+        shares = balancing_weights(own, share_intercepts(own, brains[index]))
+        self._classes = [(index[own == klass], shares[own == klass]) for klass in np.unique(own)]
 
     def __len__(self) -> int:
         """How many make an epoch."""

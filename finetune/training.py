@@ -216,8 +216,9 @@ class Training:
     def __post_init__(self) -> None:
         own = self.trial.train
         groups = share_intercepts(self.labels[own], self.brains[own])
-        of_own = own, self.labels[own], self.brains[own]
-        self.batches = Batches(*of_own, size=self.config.batch_size, seed=self.trial.seed)
+        self.batches = Batches(
+            own, self.labels, self.brains, size=self.config.batch_size, seed=self.trial.seed
+        )
         # Of each label; brains that are not learned from have none.
         self.groups_of = np.full(len(self.labels), -1)
         self.groups_of[own] = groups

@@ -181,8 +181,9 @@ class Trials:
             return Features(self._features.copies[:, torch.from_numpy(own)])
         device = self.fabric.device
         classifier.to(device).eval()
-        of_own = own, self.data.labels[own], self.brains[own]
-        batches = Batches(*of_own, size=self.config.batch_size, seed=trial.seed)
+        batches = Batches(
+            own, self.data.labels, self.brains, size=self.config.batch_size, seed=trial.seed
+        )
         drawn = map(torch.from_numpy, batches)
         settle_statistics(classifier, norms, (self.data.cuboids[i].to(device) for i in drawn))
         return self._keep_features(classifier, self.data.cuboids[torch.from_numpy(own)])
