@@ -3,8 +3,8 @@
     python -m benchmarks.page
 
 Nothing is measured here; a part whose file is missing says so. Copy a benchmark's --json there to
-bring the page up to date, and a comparison's table.md, results.csv, learning_curves.png and
-group_curves.png into `benchmarks/results/comparison_NAME`.
+bring the page up to date, and a comparison's table.md, results.csv, differences.csv,
+learning_curves.png and group_curves.png into `benchmarks/results/comparison_NAME`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.apart import apart
 from benchmarks.learning import report as learning
 from benchmarks.output import Figures
 from benchmarks.report import RATIOS, TARGETS, WAYS, findings
@@ -70,6 +71,8 @@ def _comparison(folder: Path) -> list[str]:
         if (folder / file).exists():
             text = (folder / file).read_text(encoding="utf-8").strip()
             parts.append(text.replace("\n## ", "\n### "))
+    if (differences := folder / "differences.csv").exists():
+        parts += apart(differences, name)
     for file, what in _PICTURES.items():
         if (folder / file).exists():
             there = f"../benchmarks/results/{folder.name}/{file}"  # from the page

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import finetuning, gpu, scaling
+from benchmarks.apart import apart
 from benchmarks.page import DOCS, RESULTS, finetuning_part, page, scaling_part
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,24 @@ def test_no_result_names_a_path() -> None:
             text = file.read_text(encoding="utf-8")
             assert "/tmp/" not in text, file
             assert str(Path.home()) + "/" not in text, file
+
+
+def test_who_is_ahead_is_told_of_each_group(tmp_path: Path) -> None:
+    ends = {"a": (0.1, 0.3), "b": (-0.3, -0.1), "c": (-0.1, 0.1), "d": (float("nan"),) * 2}
+    lines = ["protocol,budget,group,contender,measure,difference,low,high,seeds"]
+    for measure, turned in (("auc", 1), ("average_precision_less_prevalence", -1)):
+        for group, (low, high) in ends.items():
+            low, high = sorted((turned * low, turned * high))
+            lines.append(f"own,0,{group},other,{measure},0,{low},{high},1")
+    lines.append("transfer,30,c,third,auc,0,-1,1,1")
+    (tmp_path / "differences.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    said, auc, precision = apart(tmp_path / "differences.csv", "small")
+    assert "**pretrained, frozen**" in said
+    assert "in a, b, c, d" in said
+    assert "| AUC | own all | transfer 30 |" in auc
+    assert "| other | + − · ? |  |" in auc
+    assert "| third |  | ? ? · ? |" in auc
+    assert "| other | − + · ? |  |" in precision
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
