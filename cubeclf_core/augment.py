@@ -70,14 +70,28 @@ def on_some(
     return cuboids.index_copy(0, there, change(cuboids[there], draws.fork(1).take(which)))
 
 
-def flip_and_rotate(cuboids: Cuboids, draws: Draws, *, voxel_size_um: Size3) -> Cuboids:
+def flip_and_rotate(
+    cuboids: Cuboids, draws: Draws, *, voxel_size_um: Size3, along_z: float = 0.5
+) -> Cuboids:
     """Flip each cuboid along z, y and x and transpose y with x, each with probability ½.
 
     These are the 16 symmetries of a cuboid whose y and x are alike in voxels and in µm, or the 8 of
     any other; values are only moved.
+
+    Parameters
+    ----------
+    cuboids
+        Values are only moved.
+    draws
+        Source of the choices.
+    voxel_size_um
+        z y x, of the cuboids.
+    along_z
+        Another probability to flip along z, whose ends may differ: light comes from one.
     """
-    n = 2 * len(_in_plane(cuboids, voxel_size_um))
-    symmetry = (draws.fork(0, host=True).uniform() * n).long()
+    drawn = draws.fork(0, host=True).uniform() * len(_in_plane(cuboids, voxel_size_um))
+    turned = drawn.long()
+    symmetry = 2 * turned + (drawn - turned >= 1 - along_z)
     moved = torch.empty_like(cuboids)
     for one in symmetry.unique().tolist():
         which = send((symmetry == one).nonzero()[:, 0], cuboids.device)

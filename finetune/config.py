@@ -93,8 +93,10 @@ class FinetuneConfig:
         frozen backbone learns; 16 at most. A linear one is fitted on them whatever is trained but
         random weights.
     for_others
-        Whether a linear head is for other brains than those of the labels, and is to make nothing
-        of surroundings and of the direction of z; by default if the labels are of several.
+        Whether the classifier is for other brains than those of the labels: a linear head is to
+        make nothing of surroundings and of the direction of z, and what is trained sees z as
+        often one way as the other, however many labels there are; by default if the labels are of
+        several.
     precision
         32-true, bf16-mixed, or auto: bf16 on a GPU that has it.
     classes

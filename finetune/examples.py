@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -47,15 +48,20 @@ class Cuboids:
         Raw counts, on the CPU.
     voxel_size_um
         z y x.
+    along_z
+        With which probability one that is learned from is flipped along z.
     """
 
     cuboids: Float[Tensor, "n c z y x"]
     voxel_size_um: Size3
+    along_z: float = 0.5
 
     def training(self, index: Tensor, draws: Draws) -> Tensor:
         """Change what tells nothing of a cell: where it points, how it was photographed."""
         cuboids = self.cuboids[index].to(draws.device)
-        cuboids = flip_and_rotate(cuboids, draws.fork(0), voxel_size_um=self.voxel_size_um)
+        cuboids = flip_and_rotate(
+            cuboids, draws.fork(0), voxel_size_um=self.voxel_size_um, along_z=self.along_z
+        )
         cuboids = bend(cuboids, draws.fork(1), gamma=_GAMMA)
         cuboids = photon_noise(cuboids, draws.fork(2), noise=_NOISE)
         return drop_background(cuboids, draws.fork(3), probability=_BACKGROUND_DROPPED)
@@ -74,9 +80,12 @@ class Features:
     copies
         On the CPU: first the cuboids as they are, then turned in the plane, then flipped along z.
         Embeddings, or patch tokens for a head that takes those.
+    along_z
+        With which probability one that is learned from is flipped along z.
     """
 
     copies: Float[Tensor, "copy n *token width"]
+    along_z: float = 0.5
 
     @property
     def n_in_plane(self) -> int:
@@ -85,8 +94,11 @@ class Features:
 
     def training(self, index: Tensor, draws: Draws) -> Tensor:
         """Take one of the copies of each."""
-        which = (draws.uniform().flatten() * len(self.copies)).long().cpu()
-        return self.copies[which, index].to(draws.device)
+        n = len(self.copies)
+        ends = (0.0, 1 - self.along_z, 1.0), (0, self.n_in_plane, n)
+        which = np.interp(draws.uniform().flatten().cpu().numpy(), *ends).astype(np.int64)
+        copies = torch.from_numpy(which.clip(max=n - 1))  # where there is but one
+        return self.copies[copies, index].to(draws.device)
 
     def plain(self, index: Tensor) -> Tensor:
         """Features of the cuboids as they are."""

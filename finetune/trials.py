@@ -44,6 +44,16 @@ from finetune.training import Training, Trial, fit_head, prior_logits
 
 ALL = "all labels"
 
+FLIPS = 1
+"""Of how copies of one brain's labels are flipped: what was kept of one is no other's."""
+
+_FLIPPED = 10
+"""How many labels' worth of copies are flipped along z, where labels are of one brain.
+
+In a brain z has a direction (artefacts may lie along one side of the tissue, say), which enough
+labels tell; of few, flips make more. Another brain need not share it.
+"""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -295,8 +305,11 @@ class Trials:
         config = self.config
         network: nn.Module = classifier.head if config.frozen else classifier
         voxel_size_um = classifier.backbone.config.voxel_size_um
+        along_z = 0.5 if self._for_others else min(0.5, _FLIPPED / len(trial.train))
         examples: Examples = (
-            self._features if config.frozen else Cuboids(self.data.cuboids, voxel_size_um)
+            dataclasses.replace(self._features, along_z=along_z)
+            if config.frozen
+            else Cuboids(self.data.cuboids, voxel_size_um, along_z)
         )
         groups = parameter_groups(
             classifier,

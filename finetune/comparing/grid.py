@@ -26,6 +26,7 @@ from finetune.comparing.rules import Rules
 from finetune.comparing.stock import Stock, look
 from finetune.comparing.tasks import Answer, Task, make_task
 from finetune.training import BEGINNING, HEADS
+from finetune.trials import FLIPS
 
 _PEAK = Path("/proc/self/status")  # of Linux
 
@@ -139,6 +140,7 @@ class Job:
         told += [_digest(task.learn), _digest(task.test)]
         if self.contender.trains:  # at the rate that was chosen with the first seed
             told += [list(rates), content_hash(self.backbone(0))]
+            told += [FLIPS] if task.protocol == "own" else []
         if self.contender.rule is None:
             told += [device or self.device, HEADS]
             settings = self.contender.settings(self.backbone(task.seed), task.seed)

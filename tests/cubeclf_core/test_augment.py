@@ -104,6 +104,14 @@ def test_flips_move_values_and_never_mix_z_with_y() -> None:
     assert all(same)
 
 
+@pytest.mark.parametrize("along_z", [0.0, 0.25, 0.5, 1.0])
+def test_z_is_turned_round_as_often_as_asked(along_z: float) -> None:
+    ramp = torch.arange(4.0)[:, None, None].expand(4000, 1, 4, 5, 5)
+    turned = augment.flip_and_rotate(ramp, drawn(4000), voxel_size_um=VOXEL, along_z=along_z)
+    flipped = turned[:, 0, 0, 0, 0] == 3
+    assert float(flipped.float().mean()) == pytest.approx(along_z, abs=0.03)
+
+
 @pytest.mark.parametrize(("shape", "most"), [((4, 5, 5), 16), ((4, 5, 6), 8)])
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 8, 100])
 def test_turns_keep_z_first_and_flip_it_then(shape, most: int, n: int) -> None:

@@ -579,3 +579,28 @@ def test_z_may_have_a_direction_and_the_plane_has_none(fit_at_once, predict) -> 
     )
     assert along_z > 0.9
     assert along_y < along_z - 0.1
+
+
+@pytest.mark.parametrize(
+    "how", [{"freeze": False, "backbone": "scratch:vit-nano"}, {"head": "mlp"}], ids=str
+)
+def test_what_is_trained_knows_the_direction_of_z_but_for_other_brains(how, predict) -> None:
+    """Most of what it sees of one brain points where the brain does."""
+
+    def surer_of_cells(**changes: bool) -> float:
+        trials = make_trials(
+            network(how.get("head", "linear")),
+            edges(40, 0, axis=0),
+            **how,
+            **changes,
+            epochs=6,
+            batch_size=8,
+            learning_rate=1e-3,
+            copies=16,
+        )
+        tested = edges(40, 1, axis=0)
+        said = predict(trials.run(False).classifier, tested.cuboids)
+        return float(said[tested.labels == 1].mean() - said[tested.labels == 0].mean())
+
+    assert surer_of_cells() > 0.3
+    assert abs(surer_of_cells(for_others=True)) < 0.15
