@@ -227,10 +227,10 @@ def embeddings(jobs: Sequence[Job], stock: Stock) -> list[Embedding]:
     found: dict[Path, Embedding] = {}
     for job in jobs:
         if job.contender.rule is None:
-            transfers = any(protocol == "transfer" for protocol, _ in job.rows)
+            of_others = any(protocol != "own" for protocol, _ in job.rows)
             for seed in range(job.contender.seeds):
                 network = _network(job, seed, stock)
-                for group in stock.labels.names if transfers else [job.group]:
+                for group in stock.labels.names if of_others else [job.group]:
                     file = network.features_file(group)
                     if file is not None and not file.exists():
                         found[file] = Embedding(job, seed, group)

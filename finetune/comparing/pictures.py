@@ -18,7 +18,11 @@ from finetune.comparing.table import TITLES, Value, by_group, over_seeds
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "0.45")
 _MARKS = "osD^vP*X"
-_PROTOCOLS = {"own": "labels of the own brain", "transfer": "labels of other brains only"}
+_PROTOCOLS = {
+    "own": "labels of the own brain",
+    "both": "these and all of other brains",
+    "transfer": "labels of other brains only",
+}
 
 
 def learning_curves(plan: Plan, rows: Sequence[Row]) -> Figure:

@@ -12,6 +12,8 @@
       along: y
       learn_below: 0.45            # shares of the candidates' extent along that axis
       test_above: 0.625
+    both:                          # these and all labels of other groups, tested alike
+      labels: [20]
     transfer:                      # labels of all other groups, tested on one
       labels: [30, 100, all]
     rates: [0.3, 1, 3]             # factors of a contender's usual learning rate to try
@@ -50,6 +52,9 @@ from finetune.config import FinetuneConfig
 
 ALL = 0
 """A budget that is no number: all labels there are."""
+
+PROTOCOLS = ("own", "both", "transfer")
+"""Labels of the tested group, far from what is tested; these and all of other groups; of others."""
 
 Rule = Literal["contrast", "density", "forest", "classifier"]
 _RULES = ("contrast", "density", "forest")
@@ -168,7 +173,7 @@ class Plan:
         How many.
     own
         None if it is not asked for.
-    transfer
+    both, transfer
         Budgets.
     reference
         Name of a contender.
@@ -185,6 +190,7 @@ class Plan:
     channels: Literal[1, 2]
     seeds: int
     own: Own | None
+    both: tuple[int, ...]
     transfer: tuple[int, ...]
     reference: str
     pretraining: Mapping[str, Mapping[str, Any]]
@@ -193,10 +199,9 @@ class Plan:
     @property
     def rows(self) -> list[tuple[str, int]]:
         """All protocols with all budgets, small ones first."""
-        asked = {"own": self.own.labels if self.own else (), "transfer": self.transfer}
         return [
             (protocol, n)
-            for protocol, budgets in asked.items()
+            for protocol, budgets in _asked(self.own, self.both, self.transfer).items()
             for n in sorted(budgets, key=lambda n: math.inf if n == ALL else n)
         ]
 
@@ -215,6 +220,14 @@ class Plan:
         kept = tuple(c for c in self.contenders if c.name in names)
         reference = self.reference if self.reference in names else kept[0].name
         return dataclasses.replace(self, contenders=kept, reference=reference)
+
+
+def _asked(
+    own: Own | None, both: tuple[int, ...], transfer: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Budgets by protocol."""
+    found = (own.labels if own else (), both, transfer)
+    return dict(zip(PROTOCOLS, found, strict=True))
 
 
 def common_row(plan: Plan, protocol: str = "") -> tuple[str, int]:
@@ -260,10 +273,8 @@ def read_plan(file: Path) -> Plan:
     channels = top.get("channels", 2)
     reader.must(channels in (1, 2), "channels", channels, "1 or 2")
     own = None if top.get("own") is None else reader.own(top["own"])
-    transfer: tuple[int, ...] = ()
-    if top.get("transfer") is not None:
-        part = reader.mapping("transfer", top["transfer"], ("labels",))
-        transfer = reader.budgets("transfer.labels", part.get("labels"))
+    both, transfer = (reader.labels(key, top.get(key)) for key in ("both", "transfer"))
+    reader.must(bool(own or not both), "own", "missing", "what `both` is tested on")
     reader.must(bool(own or transfer), "own and transfer", "missing", "one of them, or both")
     pretraining = {
         str(name): reader.pretraining(str(name), settings)
@@ -281,7 +292,7 @@ def read_plan(file: Path) -> Plan:
         top.get("reference", next((c.name for c in contenders if not c.rule), names[0]))
     )
     reader.must(reference in names, "reference", reference, f"one of {_list(names)}")
-    asked = {"own": own.labels if own else (), "transfer": transfer}
+    asked = _asked(own, both, transfer)
     for contender in contenders:
         for protocol, budgets in contender.budgets.items():
             where, wanted = f"contenders.{contender.name}.{protocol}", asked[protocol]
@@ -290,7 +301,7 @@ def read_plan(file: Path) -> Plan:
             reader.must(set(budgets) <= set(wanted), where, found, some)
         left = [contender.budgets.get(protocol, asked[protocol]) for protocol in asked]
         where = f"contenders.{contender.name}"
-        reader.must(any(left), where, "without labels", "some budgets of own or transfer")
+        reader.must(any(left), where, "without labels", f"some budgets of {_list(PROTOCOLS)}")
     return Plan(
         file=file,
         brains=brains,
@@ -299,6 +310,7 @@ def read_plan(file: Path) -> Plan:
         channels=channels,
         seeds=seeds,
         own=own,
+        both=both,
         transfer=transfer,
         reference=reference,
         pretraining=pretraining,
@@ -306,7 +318,7 @@ def read_plan(file: Path) -> Plan:
     )
 
 
-_KEYS = ("data", "channels", "seeds", "own", "transfer", "rates")
+_KEYS = ("data", "channels", "seeds", *PROTOCOLS, "rates")
 _LAST_KEYS = ("reference", "pretraining", "contenders")
 
 
@@ -360,6 +372,14 @@ class _Reader:
         assert isinstance(given, list)
         return tuple(ALL if n == "all" else int(n) for n in given)
 
+    def labels(self, where: str, given: object) -> tuple[int, ...]:
+        """Read budgets of a protocol that has nothing else to say."""
+        if given is None:
+            return ()
+        return self.budgets(
+            f"{where}.labels", self.mapping(where, given, ("labels",)).get("labels")
+        )
+
     def rates(self, where: str, given: object) -> tuple[float, ...]:
         fits = isinstance(given, list) and given and all(map(_positive, given))
         self.must(bool(fits), where, given, "a list of numbers above 0")
@@ -397,7 +417,7 @@ class _Reader:
         pretraining: Mapping[str, Any],
     ) -> Contender:
         where = f"contenders.{name}"
-        keys = ("rule", "backbone", "classifier", "train", "seeds", "own", "transfer", "rates")
+        keys = ("rule", "backbone", "classifier", "train", "seeds", *PROTOCOLS, "rates")
         part = self.mapping(where, given, keys)
         kinds = [kind for kind in ("rule", "backbone", "classifier") if part.get(kind) is not None]
         one_kind = "either a rule, a backbone or a classifier"
@@ -427,7 +447,7 @@ class _Reader:
             seeds=1 if rule in UNSEEDED else min(most, seeds),
             budgets={
                 protocol: self.budgets(f"{where}.{protocol}", part[protocol], least=0)
-                for protocol in ("own", "transfer")
+                for protocol in PROTOCOLS
                 if protocol in part
             },
             rates=self.rates(f"{where}.rates", part["rates"]) if "rates" in part else rates,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +14,6 @@ from finetune.comparing.plan import ALL, Own, Plan, budget_name
 from finetune.labels import Labelled
 
 Index = npt.NDArray[np.int64]
-Protocol = Literal["own", "transfer"]
-
 _LEAST = 2  # labels of each class
 
 
@@ -27,9 +24,9 @@ class Task:
     Attributes
     ----------
     protocol
-        "own": of the tested group, far from what is tested. "transfer": of all other groups.
+        One of `PROTOCOLS`.
     budget
-        How many were to be drawn, `ALL` for all.
+        How many were to be drawn, `ALL` for all; of "both", of the tested group.
     group
         That is tested.
     seed
@@ -79,7 +76,8 @@ def make_task(
 ) -> Task:
     """Draw the labels of one task.
 
-    Draws are nested: a larger budget has the labels of a smaller one, and more.
+    Draws are nested: a larger budget has the labels of a smaller one, and more. Those of "both"
+    are those of "own", and all labels of other groups.
 
     Parameters
     ----------
@@ -103,13 +101,16 @@ def make_task(
     """
     protocol, budget = row
     of_group = np.array([brain == group for brain in data.brains])
-    if protocol == "own":
+    others, own = np.flatnonzero(~of_group), protocol != "transfer"
+    if own:
         assert plan.own is not None
         learn, test = _parts(plan.own, data, reach, group, of_group)
     else:
-        learn, test = np.flatnonzero(~of_group), np.flatnonzero(of_group)
-    random = np.random.default_rng((seed, zlib.crc32(group.encode()), protocol == "own"))
+        learn, test = others, np.flatnonzero(of_group)
+    random = np.random.default_rng((seed, zlib.crc32(group.encode()), own))
     drawn = _draw(data.labels, random.permutation(learn), budget)
+    if protocol == "both":
+        drawn = np.concatenate([drawn, others])
     for what, index in (("learn from", drawn), ("test on", test)):
         rarest = min(int(np.sum(data.labels[index] == kind)) for kind in (0, 1))
         if rarest < _LEAST:
@@ -133,10 +134,10 @@ def check_tasks(plan: Plan, data: Labelled, reach: Size3) -> list[str]:
     InputError
         If one cannot.
     """
-    if plan.transfer and len(data.names) < 2:
+    if (plan.both or plan.transfer) and len(data.names) < 2:
         raise InputError(
-            f"transfer needs labels of two groups at least, found {data.names[0]} alone; name "
-            "another brain, or ask for own only"
+            f"{'both' if plan.both else 'transfer'} needs labels of two groups at least, found "
+            f"{data.names[0]} alone; name another brain, or ask for own only"
         )
     for contender in plan.contenders:
         if unknown := [name for name in contender.backbone if name and name not in data.names]:

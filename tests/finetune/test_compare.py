@@ -73,6 +73,7 @@ WRONG = {
     "no data": ({"data": {}}, "brains files or training YAMLs"),
     "neither protocol": ({"transfer": None}, "own and transfer is missing"),
     "seeds": ({"seeds": 0}, "seeds is 0, expected a whole number, at least 1"),
+    "both alone": ({"both": {"labels": [20]}}, "own is missing, expected what `both` is tested"),
     "budgets": ({"transfer": {"labels": [2]}}, "numbers from 4 on, or all"),
     "parts": ({"own": {"labels": [20], "learn_below": 0.7}}, "learn_below < test_above < 1"),
     "axis": ({"own": {"labels": [20], "along": "t"}}, "own.along is t, expected z, y or x"),
@@ -200,6 +201,17 @@ def test_draws_are_nested_and_apart(data_seed: int, seed: int, protocol: str) ->
         assert y[every.learn].max() + reach[1] <= y[every.test].min()
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 3), st.sampled_from([8, 20, ALL]))
+def test_both_is_what_own_draws_and_all_of_the_others(data_seed: int, seed: int, n: int) -> None:
+    data, reach = scattered(160, data_seed), (20.0, 50.0, 50.0)
+    plan = read_plan_of(own=Own((8, 20), axis=1, learn_below=0.4, test_above=0.6))
+    own, both = (make_task(plan, data, reach, (p, n), "g1", seed) for p in ("own", "both"))
+    others = np.flatnonzero([brain != "g1" for brain in data.brains])
+    np.testing.assert_array_equal(both.learn, np.sort(np.concatenate([own.learn, others])))
+    np.testing.assert_array_equal(both.test, own.test)
+
+
 def read_plan_of(own: Own) -> Any:
     import dataclasses
     import tempfile
@@ -259,6 +271,23 @@ def test_a_comparison_and_what_it_takes_up_again(two: Path, command, monkeypatch
     assert len(list((out / "cells").iterdir())) == len(before) + 2
     assert [r for r in rows(out) if r["contender"] != "density"] == found
     assert {r["device"] for r in rows(out)} == {device_kind()}
+
+
+def test_labels_of_others_are_learned_from_beside_a_few_of_ones_own(two: Path, command) -> None:
+    own = {"labels": [8], "along": "y", "learn_below": 0.35, "test_above": 0.65}
+    contenders = {"forest": {"rule": "forest"}, "untrained": {"backbone": "scratch:vit-nano"}}
+    changes = {"own": own, "both": {"labels": [8]}, "transfer": None, "contenders": contenders}
+    outcome = command("cubeclf-compare", write_plan(two, **changes), "--out", two / "out")
+    assert outcome.code == 0, outcome.err
+    assert "| AUC | own 8 | both 8 | seeds |" in outcome.out
+    found = {(r["contender"], r["protocol"], r["group"]): r for r in rows(two / "out")}
+    assert len(found) == 2 * 2 * 2
+    for name in contenders:
+        for group in "ab":
+            alone, beside = (found[name, protocol, group] for protocol in ("own", "both"))
+            assert int(alone["labels"]) == 8 < int(beside["labels"])
+            assert alone["tested"] == beside["tested"]
+            assert alone["auc"] != beside["auc"]
 
 
 def test_a_classifier_that_is_there_says_what_it_says(two: Path, fitted, command) -> None:
