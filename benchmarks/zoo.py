@@ -232,9 +232,8 @@ def _index(into: Path) -> dict[str, zoo.Entry]:
 
 
 _ON_REAL = (
-    "It has learned from simulated cells alone. Of three real blocks of c-Fos it sorts one well "
-    f'and two hardly better than chance (docs/benchmarks.md, "{CLASSIFIER}, as it is"): measure on '
-    "labelled cells of your own."
+    "It has learned from simulated cells alone. What it reaches on real ones stands in "
+    f'docs/benchmarks.md, as "{CLASSIFIER}, as it is": measure on labelled cells of your own.'
 )
 
 _UNDECIDED: Mapping[zoo.Kind, str] = {

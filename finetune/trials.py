@@ -47,12 +47,7 @@ ALL = "all labels"
 FLIPS = 1
 """Of how copies of one brain's labels are flipped: what was kept of one is no other's."""
 
-_FLIPPED = 10
-"""How many labels' worth of copies are flipped along z, where labels are of one brain.
-
-In a brain z has a direction (artefacts may lie along one side of the tissue, say), which enough
-labels tell; of few, flips make more. Another brain need not share it.
-"""
+_FLIPPED = 10  # labels
 
 
 @dataclass(frozen=True)
@@ -305,7 +300,7 @@ class Trials:
         config = self.config
         network: nn.Module = classifier.head if config.frozen else classifier
         voxel_size_um = classifier.backbone.config.voxel_size_um
-        along_z = 0.5 if self._for_others else min(0.5, _FLIPPED / len(trial.train))
+        along_z = share_flipped(len(trial.train), for_others=self._for_others)
         examples: Examples = (
             dataclasses.replace(self._features, along_z=along_z)
             if config.frozen
@@ -358,6 +353,28 @@ class Trials:
             self.tell(f"stopped   {how}")
             raise KeyboardInterrupt
         raise Stopped(f"stopped by {stop.signal} {how}")
+
+
+def share_flipped(n: int, *, for_others: bool) -> float:
+    """Say how many of the cuboids that a training sees are to be flipped along z.
+
+    In a brain z has a direction (artefacts may lie along one side of the tissue, say), which many
+    labels tell, and flips hide; of few labels, flips make more. So ten labels' worth are flipped.
+    Another brain need not have that direction.
+
+    Parameters
+    ----------
+    n
+        Labels that are learned from.
+    for_others
+        Whether it is for other brains than those of the labels.
+
+    Returns
+    -------
+    float
+        A probability, ½ at most.
+    """
+    return 0.5 if for_others else min(0.5, _FLIPPED / n)
 
 
 def _note(told: Mapping[str, Any]) -> str:

@@ -19,7 +19,14 @@ from cubeclf_core.content import content_hash
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.files import replacing
 from cubeclf_core.metrics import classification_metrics
-from finetune.comparing.networks import DEVICE_KINDS, USUAL, Network, Rate, device_kind
+from finetune.comparing.networks import (
+    DEVICE_KINDS,
+    USUAL,
+    Network,
+    Rate,
+    device_kind,
+    for_protocol,
+)
 from finetune.comparing.plan import Contender, Plan
 from finetune.comparing.pretraining import Pretrained, has_seen
 from finetune.comparing.rules import Rules
@@ -140,11 +147,14 @@ class Job:
         told += [_digest(task.learn), _digest(task.test)]
         if self.contender.trains:  # at the rate that was chosen with the first seed
             told += [list(rates), content_hash(self.backbone(0))]
-            told += [FLIPS] if task.protocol == "own" else []
+            own = task.protocol == "own" or self.contender.train.get("for_others") is False
+            told += [FLIPS] if own else []
         if self.contender.rule is None:
             told += [device or self.device, HEADS]
             settings = self.contender.settings(self.backbone(task.seed), task.seed)
             told += [] if settings.fits_first else [BEGINNING]
+            if len(stock.labels.names) == 2:  # where it is not several brains that say so
+                told += [for_protocol(task.protocol, self.contender)]
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
         return self.cells / f"{key}.npz"
 

@@ -78,10 +78,11 @@ class Network:
     stock: Stock
     folder: Path
 
-    def config(self, rate: Rate | None = None) -> FinetuneConfig:
-        """Settings of a training."""
+    def config(self, rate: Rate | None = None, *, protocol: str = "") -> FinetuneConfig:
+        """Settings of a training, by a rate and for a protocol if these matter."""
         factor = USUAL if rate is None else rate.factor
-        return self.contender.settings(self.backbone, self.seed, rate_factor=factor)
+        more = for_protocol(protocol, self.contender)
+        return self.contender.settings(self.backbone, self.seed, rate_factor=factor, **more)
 
     def choose_rate(self, task: Task) -> Rate:
         """Try the contender's learning rates on a part of what a task of the first seed teaches."""
@@ -149,7 +150,7 @@ class Network:
             return []
 
     def _trials(self, task: Task, rate: Rate, splits: Sequence[Split]) -> Trials:
-        config = self.config(rate)
+        config = self.config(rate, protocol=task.protocol)
         start = load_start(self.backbone, channels=config.channels, seed=self.seed)
         return Trials(
             config=config,
@@ -212,6 +213,12 @@ class Network:
 
     def _of(self, group: str) -> Index:
         return np.flatnonzero([brain == group for brain in self.stock.labels.brains])
+
+
+def for_protocol(protocol: str, contender: Contender) -> dict[str, bool]:
+    """Settings that a protocol asks for: labels of one other brain are for another, too."""
+    given = protocol != "transfer" or "for_others" in contender.train
+    return {} if given else {"for_others": True}
 
 
 def device_kind() -> str:

@@ -25,6 +25,7 @@ from finetune.report_style import STYLE
 _HOW = (
     "Every contender that learns gets the same labels, and all are tested on the same candidates. "
     "Own brain: labels of one part of a group, tested on another part of it, no voxel shared. "
+    "Both: so many labels of one part of a group and all labels of other groups, tested as these. "
     "Transfer: labels of all other groups, tested on one.",
     "A mean is over groups and seeds; behind it are the lowest and the highest seed, each a mean "
     "over groups. AP is average precision, given less the share of cells, where guessing starts.",

@@ -20,7 +20,7 @@ _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#
 _MARKS = "osD^vP*X"
 _PROTOCOLS = {
     "own": "labels of the own brain",
-    "both": "these and all of other brains",
+    "both": "all labels of other brains, and of the own brain",
     "transfer": "labels of other brains only",
 }
 

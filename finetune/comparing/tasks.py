@@ -153,7 +153,8 @@ def check_tasks(plan: Plan, data: Labelled, reach: Size3) -> list[str]:
     for row in plan.rows:
         for group in data.names:
             tasks = [make_task(plan, data, reach, row, group, s) for s in range(plan.seeds)]
-            if (n := len(tasks[0].learn)) < row[1]:
+            own = [i for i in tasks[0].learn if row[0] != "both" or data.brains[i] == group]
+            if (n := len(own)) < row[1]:
                 remarks.append(f"{group}, {row[0]}: {n} labels where {row[1]} are asked for")
     return remarks
 

@@ -44,16 +44,18 @@ def test_who_is_ahead_is_told_of_each_group(tmp_path: Path) -> None:
     for measure, turned in (("auc", 1), ("average_precision_less_prevalence", -1)):
         for group, (low, high) in ends.items():
             low, high = sorted((turned * low, turned * high))
-            lines.append(f"own,0,{group},other,{measure},0,{low},{high},1")
-    lines.append("transfer,30,c,third,auc,0,-1,1,1")
+            lines.append(f"own,0,{group},forest,{measure},0,{low},{high},1")
+    lines.append("transfer,30,c,contrast,auc,0,-1,1,1")
     (tmp_path / "differences.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     said, auc, precision = apart(tmp_path / "differences.csv", "small")
     assert "**pretrained, frozen**" in said
     assert "in a, b, c, d" in said
     assert "| AUC | own all | transfer 30 |" in auc
-    assert "| other | + − · ? |  |" in auc
-    assert "| third |  | ? ? · ? |" in auc
-    assert "| other | − + · ? |  |" in precision
+    assert "| forest | + − · ? |  |" in auc
+    assert "| contrast |  | ? ? · ? |" in auc
+    assert "| forest | − + · ? |  |" in precision
+    (tmp_path / "differences.csv").write_text("")
+    assert apart(tmp_path / "differences.csv", "small") == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cubeclf_core.backbones import build_backbone
+from cubeclf_core.draws import Draws
 from cubeclf_core.engine import make_fabric
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.heads import HeadConfig
@@ -29,11 +30,11 @@ from finetune.adapt import (
     trained_norms,
 )
 from finetune.config import FinetuneConfig
-from finetune.examples import keep_features
+from finetune.examples import Features, keep_features
 from finetune.labels import Labelled, join
 from finetune.parts import Split
 from finetune.training import fit_head, prior_logits
-from finetune.trials import Trials
+from finetune.trials import Trials, share_flipped
 
 NANO = Vit3dConfig(size="nano", channels=1)
 
@@ -582,6 +583,28 @@ def test_z_may_have_a_direction_and_the_plane_has_none(fit_at_once, predict) -> 
 
 
 @pytest.mark.parametrize(
+    ("n", "own", "others"), [(4, 0.5, 0.5), (20, 0.5, 0.5), (100, 0.1, 0.5), (1000, 0.01, 0.5)]
+)
+def test_many_labels_of_one_brain_are_seldom_flipped(n: int, own: float, others: float) -> None:
+    assert share_flipped(n, for_others=False) == pytest.approx(own)
+    assert share_flipped(n, for_others=True) == others
+
+
+@pytest.mark.parametrize(
+    ("copies", "along_z"), [(1, 0.1), (2, 0.1), (3, 0.5), (4, 0.1), (5, 0.0), (16, 0.5)]
+)
+def test_copies_are_taken_as_often_as_asked(copies: int, along_z: float) -> None:
+    n = 6000
+    kept = Features(torch.arange(float(copies))[:, None, None].expand(copies, n, 1), along_z)
+    taken = kept.training(torch.arange(n), Draws(0, 0, range(n)))[:, 0].long().numpy()
+    share = np.bincount(taken, minlength=copies) / n
+    in_plane = -(-copies // 2)
+    flipped = along_z if copies > 1 else 0.0
+    np.testing.assert_allclose(share[:in_plane], (1 - flipped) / in_plane, atol=0.03)
+    np.testing.assert_allclose(share[in_plane:], flipped / max(1, copies - in_plane), atol=0.03)
+
+
+@pytest.mark.parametrize(
     "how", [{"freeze": False, "backbone": "scratch:vit-nano"}, {"head": "mlp"}], ids=str
 )
 def test_what_is_trained_knows_the_direction_of_z_but_for_other_brains(how, predict) -> None:
@@ -590,10 +613,10 @@ def test_what_is_trained_knows_the_direction_of_z_but_for_other_brains(how, pred
     def surer_of_cells(**changes: bool) -> float:
         trials = make_trials(
             network(how.get("head", "linear")),
-            edges(40, 0, axis=0),
+            edges(80, 0, axis=0),
             **how,
             **changes,
-            epochs=6,
+            epochs=8,
             batch_size=8,
             learning_rate=1e-3,
             copies=16,
