@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -98,11 +98,10 @@ class Network:
         found: dict[float, float] = {}
         for factor in factors:
             try:
-                said = self._trials(task, Rate(factor, ""), parts).hold_out()
+                said = self._tried(task, Rate(factor, ""), parts[0])
             except RunFailed:  # it diverges
                 continue
-            probability = said.double().softmax(1)[:, CELL_CLASS].numpy()
-            found[factor] = float(average_precision_score(kinds, probability))
+            found[factor] = float(average_precision_score(kinds, said))
         if not found:
             raise RunFailed(
                 f"{self.contender.name} diverges at each of the rates {_list(factors)}; give the "
@@ -136,6 +135,14 @@ class Network:
             )
         scores = logits.double().softmax(1)[:, CELL_CLASS].numpy()
         return Answer(scores, outcome.epochs, trained - start, time.monotonic() - trained)
+
+    def _tried(self, task: Task, rate: Rate, part: Split) -> npt.NDArray[np.float64]:
+        """Train on a part of what a task teaches, and score the rest: at its best, or at last."""
+        if self.config().parts_held_out:
+            said = self._trials(task, rate, [part]).hold_out()
+            return said.double().softmax(1)[:, CELL_CLASS].numpy()
+        inner = replace(task, learn=task.learn[part.train], test=task.learn[part.held_out])
+        return self.answer(inner, rate).scores
 
     def _held_out(self, task: Task) -> list[Split]:
         """A part of what a task learns from, to choose by; none where a head is fitted at once."""

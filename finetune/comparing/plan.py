@@ -466,9 +466,6 @@ class _Reader:
         folds = train.get("folds")
         one = "0, or nothing: one part is held out"
         self.must(folds in (None, 0), f"{where}.train.folds", folds, one)
-        alone = folds is None or len(found.rates) == 1
-        chosen = "one: with folds of 0 nothing is held out to choose by"
-        self.must(alone, f"{where}.rates", _list(list(map(str, found.rates))), chosen)
         return found
 
     def weights(self, where: str, given: object) -> dict[str, str]:

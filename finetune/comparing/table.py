@@ -95,16 +95,18 @@ def to_markdown(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> s
 
 
 def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
-    protocol, budget = row = common_row(plan)
-    trained = f"s to train, {protocol} {budget_name(budget)}"
-    head = ["cost", "parameters", "GFLOP a cuboid", "ms a cuboid", trained, "GB"]
+    common = common_row(plan)
+    where = next((f" ({c.device}, threads: {c.threads})" for c in costs.values()), "")
+    trained = f"s to train, {_row_name(common)}"
+    head = ["cost", "parameters", "GFLOP a cuboid", f"ms a cuboid{where}", trained, "GB"]
+    done = defaultdict(list)
+    for found in rows:
+        done[found.contender, (found.protocol, found.budget)].append(found)
     body = []
     for contender in plan.contenders:
-        own = [
-            found
-            for found in rows
-            if (found.contender, found.protocol, found.budget) == (contender.name, *row)
-        ]
+        mine = [row for row in plan.rows_of(contender) if done[contender.name, row]]
+        row = common if common in mine or not mine else mine[-1]
+        own = done[contender.name, row]
         cost = costs.get(contender.name)
         of_network = ["", "", ""]
         if cost:
@@ -115,11 +117,17 @@ def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
                 f"{statistics.median(found.train_seconds for found in own):.1f}",
                 f"{max(found.memory_gb for found in own):.1f}",
             ]
+            if row != common:
+                took[0] += f" ({_row_name(row)})"
             # Done elsewhere: its times are not to be compared with those of this device.
             if cost and {found.device for found in own} != {cost.kind}:
                 took = [f"{value} ({', '.join({f.device for f in own})})" for value in took]
         body.append([contender.name, *of_network, *took])
     return _lay_out(head, body)
+
+
+def _row_name(row: tuple[str, int]) -> str:
+    return f"{row[0]} {budget_name(row[1])}"
 
 
 def _cell(value: Value | None) -> str:

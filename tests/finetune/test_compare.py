@@ -20,6 +20,7 @@ from cubeclf_core.errors import InputError
 from cubeclf_core.rules import density
 from cubeclf_core.trained import save_classifier
 from cubeclf_core.vit import Vit3dConfig
+from finetune.comparing.cost import Cost
 from finetune.comparing.effects import effects
 from finetune.comparing.grid import Row, jobs_of
 from finetune.comparing.networks import DEVICE_KINDS, Network, Rate, device_kind
@@ -27,6 +28,7 @@ from finetune.comparing.plan import ALL, Contender, Own, read_plan
 from finetune.comparing.pretraining import Pretrained, has_seen
 from finetune.comparing.rules import crowding
 from finetune.comparing.stock import fill, look, signature
+from finetune.comparing.table import to_markdown
 from finetune.comparing.tasks import make_task
 from finetune.labels import Labelled
 from finetune.sources import find_labels
@@ -66,7 +68,6 @@ def rows(out: Path, name: str = "results.csv") -> list[dict[str, str]]:
 
 
 CONTENDER = {"rule": "contrast"}
-TO_THE_END = {"freeze": False, "folds": 0}
 WRONG = {
     "not a mapping": ("[1, 2]", "the file is [1, 2], expected a mapping"),
     "a key that is not known": ({"colour": 1}, "'colour'"),
@@ -126,10 +127,6 @@ WRONG = {
     "folds of what is not trained": (
         {"contenders": {"x": {"backbone": "a", "train": {"folds": 0}}}},
         "contenders.x.train.folds is given, expected nothing",
-    ),
-    "nothing to choose a rate by": (
-        {"contenders": {"x": {"backbone": "a", "train": TO_THE_END, "rates": [1, 3]}}},
-        "contenders.x.rates is 1.0, 3.0, expected one",
     ),
     "budget": (
         {"contenders": {"x": {"rule": "forest", "transfer": [30]}}},
@@ -492,7 +489,10 @@ def test_labels_of_one_other_brain_are_for_another(two: Path) -> None:
 
 
 def test_all_epochs_are_taken_where_nothing_is_to_be_held_out(two: Path) -> None:
-    """Where a part is, a rate that ruins the network leaves the head that was fitted first."""
+    """Where a part is, a rate that ruins the network leaves the head that was fitted first.
+
+    So a rate is judged by what it ends with, or by its best epoch; of equals, the usual one is it.
+    """
     ruinous = {"freeze": False, "epochs": 2, "batch_size": 4, "learning_rate": 0.3}
     backbone = str(two / "backbone.safetensors")
     save_backbone(Path(backbone), build_backbone(Vit3dConfig(size="nano"), seed=0), {})
@@ -500,13 +500,14 @@ def test_all_epochs_are_taken_where_nothing_is_to_be_held_out(two: Path) -> None
         name: {"backbone": backbone, "train": {**ruinous, **more}}
         for name, more in (("best", {}), ("last", {"folds": 0}))
     }
-    plan = read_plan(write_plan(two, rates=[1], contenders=contenders))
+    plan = read_plan(write_plan(two, rates=[1e-6, 1], contenders=contenders))
     stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
     task = make_task(plan, stock.labels, stock.reach, ("transfer", 60), "b", 0)
     networks = [
         Network(contender, backbone, 0, stock, two / "features") for contender in plan.contenders
     ]
-    assert [n.answer(task, n.choose_rate(task)).epochs for n in networks] == [0, 2]
+    assert [n.answer(task, Rate(1.0, "given")).epochs for n in networks] == [0, 2]
+    assert [n.choose_rate(task).factor for n in networks] == [1.0, 1e-6]
 
 
 def test_budgets_are_in_order_and_all_is_the_most(two: Path) -> None:
@@ -562,6 +563,29 @@ def test_differences_are_of_the_same_labels(two: Path) -> None:
     assert found["one seed"].difference == pytest.approx(expected)
     mean = np.mean([auc["reference", seed] for seed in range(3)])
     assert found["contrast"].difference == pytest.approx(mean - auc["contrast", 0])
+
+
+def test_times_say_of_which_device_and_of_how_many_labels(tmp_path: Path) -> None:
+    """What takes part in few rows has the time of the last of these, by name."""
+    contenders = {
+        "both": {"backbone": "scratch:vit-nano", "train": {"freeze": False}},
+        "neither": {"backbone": "scratch:vit-nano", "transfer": [20]},
+        "all alone": {"backbone": "resnet18", "train": {"freeze": False}, "transfer": ["all"]},
+    }
+    plan = read_plan(write_plan(tmp_path, contenders=contenders, transfer={"labels": [20, "all"]}))
+    seconds = {("both", 20): 1.0, ("both", ALL): 3.0, ("all alone", ALL): 5.0}
+    texts = {"protocol": "transfer", "group": "b", "backbone": "", "seen": "", "rate_by": ""}
+    zeros = dict.fromkeys(Row.__dataclass_fields__, 0)
+    done = [
+        Row(**zeros | texts | {"contender": c, "budget": n, "train_seconds": s, "device": "cpu"})
+        for (c, n), s in seconds.items()
+    ]
+    costs = {name: Cost(10, 1.0, 2.0, "cpu", 2) for name in contenders}
+    table = to_markdown(plan, done, costs).split("\n\n")[-1]
+    assert "| ms a cuboid (cpu, threads: 2) | s to train, transfer 20 |" in table
+    assert "| both | 10 | 1.00 | 2.00 | 1.0 | 0.0 |" in table
+    assert "| neither | 10 | 1.00 | 2.00 |  |  |" in table
+    assert "| all alone | 10 | 1.00 | 2.00 | 5.0 (transfer all) | 0.0 |" in table
 
 
 def test_a_network_that_takes_other_cuboids_is_refused(two: Path, command) -> None:
