@@ -112,7 +112,8 @@ def _simulate(
 
 MAKE: Mapping[str, Callable[[Path], None]] = {
     "cfos": _cfos,
-    "cfos_trained": _cfos,
+    "cfos_own": _cfos,
+    "cfos_transfer": _cfos,
     "microglia": _microglia,
     "simulated": _simulated,
     "small": _small,

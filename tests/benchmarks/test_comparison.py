@@ -13,7 +13,7 @@ from finetune.comparing.plan import read_plan
 
 ROOT = Path(__file__).parents[2]
 REFERENCES = {  # of plans that pretrain nothing
-    "cfos_trained": "zoo (nano), frozen",
+    **dict.fromkeys(("cfos_own", "cfos_transfer"), "zoo (nano), frozen"),
 }
 
 
