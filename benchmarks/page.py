@@ -4,8 +4,8 @@
 
 Nothing is measured here; a part whose file is missing says so. Copy a benchmark's --json there to
 bring the page up to date, and a comparison's table.md, results.csv, differences.csv,
-learning_curves.png and group_curves.png into `benchmarks/results/comparison_NAME`; what there is to say of it goes into
-`about.md` there, and into `summary.md`, which comes first.
+learning_curves.png and group_curves.png into `benchmarks/results/comparison_NAME`. What there is to
+say of it goes into `about.md` there, and into `summary.md`, which comes first.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ def page(results: Path) -> str:
         "Made by `make benchmarks` from `benchmarks/results`. Times on CPUs are of shared "
         "machines: ratios count, not seconds. Each part names its command.",
     ]
-    parts += [
-        (results / f"{name}.md").read_text(encoding="utf-8").strip() for name in ("summary", "words")
-    ]
+    for text in ("summary.md", "words.md"):
+        parts.append((results / text).read_text(encoding="utf-8").strip())
     for folder in sorted(results.glob("comparison_*")):
         parts += _comparison(folder)
     for name, title, command, write in PARTS:
