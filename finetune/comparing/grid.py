@@ -153,8 +153,9 @@ class Job:
             told += [device or self.device, HEADS]
             settings = self.contender.settings(self.backbone(task.seed), task.seed)
             told += [] if settings.fits_first else [BEGINNING]
-            if len(stock.labels.names) == 2:  # where it is not several brains that say so
-                told += [for_protocol(task.protocol, self.contender)]
+            more = for_protocol(task.protocol, self.contender)
+            if more and len(stock.labels.names) == 2:  # not several brains, which say it anyway
+                told += [more]
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
         return self.cells / f"{key}.npz"
 
