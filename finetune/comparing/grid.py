@@ -147,6 +147,8 @@ class Job:
         told += [_digest(task.learn), _digest(task.test)]
         if self.contender.trains:  # at the rate that was chosen with the first seed
             told += [list(rates), content_hash(self.backbone(0))]
+            if self.contender.chooses_rate and self.plan.rates_labels is not None:
+                told += [self.plan.rates_labels]
             own = task.protocol == "own" or self.contender.train.get("for_others") is False
             told += [FLIPS] if own else []
         if self.contender.rule is None:
@@ -170,6 +172,18 @@ class Job:
         """Of one row, by seed."""
         seeds = range(self.contender.seeds)
         return [make_task(self.plan, stock.labels, stock.reach, row, self.group, s) for s in seeds]
+
+    def search(self, stock: Stock, row: tuple[str, int]) -> Task:
+        """What rates are tried on for a row."""
+        protocol, budget = row
+        labels = budget if self.plan.rates_labels is None else self.plan.rates_labels
+        return make_task(self.plan, stock.labels, stock.reach, (protocol, labels), self.group, 0)
+
+    def rate_file(self, search: Task, stock: Stock) -> Path:
+        """Where it is kept which rate a search has chosen; on any kind of device, if it is."""
+        cells = [self.file(search, stock, device) for device in (self.device, *DEVICE_KINDS)]
+        files = [cell.with_suffix(".rate.json") for cell in cells]
+        return next((file for file in files if file.exists()), files[0])
 
     def left(self, stock: Stock) -> int:
         """How many cells are not done."""
@@ -200,12 +214,8 @@ def run_job(job: Job) -> int:
     rules = Rules(stock)
     n = 0
     for row in job.rows:
-        rate: Rate | None = None
         for task in job.tasks(stock, row):
-            file = job.file(task, stock)
-            if done := job.found(task, stock):
-                found, _ = _read(done[1])
-                rate = rate or Rate(found["rate"], found["rate_by"])
+            if job.found(task, stock):
                 continue
             n += 1
             _forget_peak()
@@ -214,9 +224,9 @@ def run_job(job: Job) -> int:
                 answer = rules.answer(job.contender.rule, task, job.backbone(task.seed))
             else:
                 network = _network(job, task.seed, stock)
-                rate = rate or network.choose_rate(task)
+                rate = _rate(job, row, stock)
                 answer = network.answer(task, rate)
-            _write(file, _row(job, task, stock, answer, rate), answer.scores)
+            _write(job.file(task, stock), _row(job, task, stock, answer, rate), answer.scores)
     return n
 
 
@@ -253,6 +263,45 @@ def embed(item: Embedding) -> int:
     _check_device(item.job)
     item.network(look(item.job.stock)).keep_features(item.group)
     return 1
+
+
+@dataclass(frozen=True)
+class Search:
+    """A learning rate that is to be chosen, for the rows of a job that it holds for."""
+
+    job: Job
+    row: tuple[str, int]
+
+
+def searches(jobs: Sequence[Job], stock: Stock) -> list[Search]:
+    """List what rates have not been chosen yet and cells need, each once."""
+    found: dict[Path, Search] = {}
+    for job in jobs:
+        for row in job.rows if job.contender.chooses_rate else ():
+            file = job.rate_file(job.search(stock, row), stock)
+            if not file.exists():
+                found.setdefault(file, Search(job, row))
+    return list(found.values())
+
+
+def search(item: Search) -> int:
+    """Choose a rate and keep it."""
+    _check_device(item.job)
+    _rate(item.job, item.row, look(item.job.stock))
+    return 1
+
+
+def _rate(job: Job, row: tuple[str, int], stock: Stock) -> Rate:
+    """The learning rate of a row: the one kept, or what a search chooses with the first seed."""
+    network, task = _network(job, 0, stock), job.search(stock, row)
+    if not job.contender.chooses_rate:
+        return network.choose_rate(task)
+    file = job.rate_file(task, stock)
+    if not file.exists():
+        told = json.dumps(asdict(network.choose_rate(task)))
+        with replacing(file) as made:
+            made.write_text(told, encoding="utf-8")
+    return Rate(**json.loads(file.read_text(encoding="utf-8")))
 
 
 def _network(job: Job, seed: int, stock: Stock) -> Network:

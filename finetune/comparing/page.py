@@ -43,7 +43,7 @@ _EACH = (
 )
 _RATES = (
     "Where several learning rates were to be tried, one was chosen on held-out labels among those "
-    "learned from, with the first seed. Learning rates, below, and the table of all cells "
+    "learned from, with the first seed{}. Learning rates, below, and the table of all cells "
     "(results.csv) say what each contender got, and by what."
 )
 
@@ -67,7 +67,9 @@ def render(
         )
     groups = sorted({row.group for row in rows})
     title = f"Comparison of {len(plan.contenders)} contenders on {', '.join(groups)}"
-    chosen = [_RATES] if any(c.trains and len(c.rates) > 1 for c in plan.contenders) else []
+    labels = plan.rates_labels
+    by = "" if labels is None else f" and a budget of {budget_name(labels)}, for all budgets"
+    chosen = [_RATES.format(by)] if any(c.chooses_rate for c in plan.contenders) else []
     ready = [_AS_IT_IS] if any(c.rule == AS_IT_IS for c in plan.contenders) else []
     body = [
         section("How to read this", [bullets([*_HOW, *chosen, *ready, *remarks])]),

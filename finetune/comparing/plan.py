@@ -17,6 +17,7 @@
     transfer:                      # labels of all other groups, tested on one
       labels: [30, 100, all]
     rates: [0.3, 1, 3]             # factors of a contender's usual learning rate to try
+    rates_labels: 100              # that they are tried with, for all budgets; its own if left out
     reference: pretrained, frozen  # what differences are taken to
     pretraining:                   # settings of cubeclf-pretrain, once for each seed
       without 969: {brains: [695.yaml, 753.yaml], method: simclr, size: nano, steps: 300}
@@ -128,6 +129,11 @@ class Contender:
         return self.rule is None and not self.settings("any", 0).fits_at_once
 
     @property
+    def chooses_rate(self) -> bool:
+        """Whether several learning rates are tried."""
+        return self.trains and len(self.rates) > 1
+
+    @property
     def weights(self) -> str:
         """What kind of weights `backbone` names, in words."""
         return "classifier" if self.rule == AS_IT_IS else "backbone"
@@ -175,6 +181,8 @@ class Plan:
         None if it is not asked for.
     both, transfer
         Budgets.
+    rates_labels
+        Budget that learning rates are tried with; None for each row's own.
     reference
         Name of a contender.
     pretraining
@@ -192,6 +200,7 @@ class Plan:
     own: Own | None
     both: tuple[int, ...]
     transfer: tuple[int, ...]
+    rates_labels: int | None
     reference: str
     pretraining: Mapping[str, Mapping[str, Any]]
     contenders: tuple[Contender, ...]
@@ -281,6 +290,9 @@ def read_plan(file: Path) -> Plan:
         for name, settings in reader.mapping("pretraining", top.get("pretraining", {})).items()
     }
     rates = reader.rates("rates", top.get("rates", [1]))
+    rates_labels = None
+    if top.get("rates_labels") is not None:
+        (rates_labels,) = reader.budgets("rates_labels", [top["rates_labels"]])
     named = reader.mapping("contenders", top.get("contenders"))
     reader.must(bool(named), "contenders", "empty", "at least one")
     contenders = tuple(
@@ -312,13 +324,14 @@ def read_plan(file: Path) -> Plan:
         own=own,
         both=both,
         transfer=transfer,
+        rates_labels=rates_labels,
         reference=reference,
         pretraining=pretraining,
         contenders=contenders,
     )
 
 
-_KEYS = ("data", "channels", "seeds", *PROTOCOLS, "rates")
+_KEYS = ("data", "channels", "seeds", *PROTOCOLS, "rates", "rates_labels")
 _LAST_KEYS = ("reference", "pretraining", "contenders")
 
 

@@ -1,8 +1,9 @@
 """The run of `cubeclf-compare`: contenders, labels and seeds in; tables, pictures and a page out.
 
-First missing backbones are pretrained, then what frozen ones say of all labels is computed, then
-come the cells of the grid. All of it is kept in files that are named by what they depend on, so a
-run that was killed goes on, and a plan with another contender or budget takes up what is there.
+First missing backbones are pretrained, then what frozen ones say of all labels is computed and
+learning rates are chosen, then come the cells of the grid. All of it is kept in files that are
+named by what they depend on, so a run that was killed goes on, and a plan with another contender or
+budget takes up what is there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ from cubeclf_core.vit_config import Vit3dConfig
 from finetune.cluster import open_cluster
 from finetune.comparing.cost import Cost, measure_cost
 from finetune.comparing.effects import effects
-from finetune.comparing.grid import Job, Row, embed, embeddings, jobs_of, read_cells, run_job
+from finetune.comparing.grid import (
+    Job,
+    Row,
+    embed,
+    embeddings,
+    jobs_of,
+    read_cells,
+    run_job,
+    search,
+    searches,
+)
 from finetune.comparing.networks import device_kind
 from finetune.comparing.page import render
 from finetune.comparing.pictures import (
@@ -174,6 +185,8 @@ def _work_through(
     undone = [job for job, n in zip(jobs, left, strict=True) if n]
     asked = embeddings(undone, stock)
     _phase("embedding", work, embed, asked, len(asked), "groups", stop)
+    rates = searches(undone, stock)
+    _phase("choosing learning rates", work, search, rates, len(rates), "searches", stop)
     total = sum(len(job.rows) * job.contender.seeds for job in jobs)
     _phase("comparing", work, run_job, undone, total, "cells", stop, done=total - sum(left))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ WRONG = {
     "axis": ({"own": {"labels": [20], "along": "t"}}, "own.along is t, expected z, y or x"),
     "reference": ({"reference": "nobody"}, "one of contrast, untrained"),
     "rates": ({"rates": [0]}, "numbers above 0"),
+    "labels of rates": ({"rates_labels": 2}, "rates_labels is [2], expected a list of numbers"),
     "own rates": (
         {"contenders": {"x": {"backbone": "resnet18", "rates": []}}},
         "contenders.x.rates is [], expected a list of numbers above 0",
@@ -528,6 +530,50 @@ def test_a_cell_depends_on_the_rates_that_are_tried_and_not_on_who_says_so(two: 
     jobs = jobs_of(plan, ["b"], pretrained=pretrained, stock=stocked, device="cpu", **folders)
     files = [job.file(job.tasks(stock, job.rows[0])[0], stock) for job in jobs]
     assert files[0] == files[1] != files[2]
+    with_more = [replace(job, plan=replace(plan, rates_labels=60)) for job in jobs]
+    others = [job.file(job.tasks(stock, job.rows[0])[0], stock) for job in with_more]
+    assert others[:2] == files[:2]  # where there is no choice
+    assert others[2] != files[2]
+
+
+def test_rates_are_tried_once_for_all_budgets(two: Path, command) -> None:
+    """With as many labels as the plan says; a cell done anew takes the rate that is kept."""
+    train = {"freeze": False, "folds": 0, "epochs": 1, "batch_size": 8}
+    contenders = {
+        "trained": {"backbone": "scratch:vit-nano", "train": train},
+        "fitted": {"backbone": "scratch:vit-nano"},
+    }
+    changes: dict[str, Any] = {"transfer": {"labels": [8, 20]}, "rates": [1e-9, 1]}
+    file, out = write_plan(two, contenders=contenders, rates_labels=40, **changes), two / "out"
+    words = ("cubeclf-compare", file, "--out", out, "--workers", 1)
+    outcome = command(*words)
+    assert outcome.code == 0, outcome.err
+    assert "and a budget of 40, for all budgets" in (out / "comparison.html").read_text()
+    found = [row for row in rows(out) if row["contender"] == "trained"]
+    told = {
+        group: {(r["rate"], r["rate_by"]) for r in found if r["group"] == group} for group in "ab"
+    }
+    assert len(found) == 4
+    assert [len(each) for each in told.values()] == [1, 1]
+    stock = look(fill(two / "cache", find_labels([two / "brains.yaml"]), 2, Vit3dConfig()))
+    for group in "ab":
+        task = make_task(read_plan(file), stock.labels, stock.reach, ("transfer", 40), group, 0)
+        network = Network(
+            read_plan(file).contenders[0], "scratch:vit-nano", 0, stock, two / "features"
+        )
+        rate = network.choose_rate(task)
+        assert told[group] == {(str(rate.factor), rate.how)}
+    kept = {rate: rate.stat().st_mtime_ns for rate in (out / "cells").glob("*.rate.json")}
+    assert len(kept) == 2
+    for cell in (out / "cells").glob("*.npz"):
+        cell.unlink()
+    again = command(*words, "--resume")
+    assert again.code == 0, again.err
+    assert {rate: rate.stat().st_mtime_ns for rate in kept} == kept
+    measured = ("auc", "rate", "rate_by")
+    assert [[r[m] for m in measured] for r in rows(out) if r["contender"] == "trained"] == [
+        [r[m] for m in measured] for r in found
+    ]
 
 
 def test_differences_are_of_the_same_labels(two: Path) -> None:
