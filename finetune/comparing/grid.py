@@ -147,7 +147,7 @@ class Job:
         told += [_digest(task.learn), _digest(task.test)]
         if self.contender.trains:  # at the rate that was chosen with the first seed
             told += [list(rates), content_hash(self.backbone(0))]
-            if self.contender.chooses_rate and self.plan.rates_labels is not None:
+            if self.contender.chooses_rate and self._rates_budget(task.budget) != task.budget:
                 told += [self.plan.rates_labels]
             own = task.protocol == "own" or self.contender.train.get("for_others") is False
             told += [FLIPS] if own else []
@@ -174,16 +174,29 @@ class Job:
         return [make_task(self.plan, stock.labels, stock.reach, row, self.group, s) for s in seeds]
 
     def search(self, stock: Stock, row: tuple[str, int]) -> Task:
-        """What rates are tried on for a row."""
+        """What rates are tried on for a row, with the first seed."""
         protocol, budget = row
-        labels = budget if self.plan.rates_labels is None else self.plan.rates_labels
-        return make_task(self.plan, stock.labels, stock.reach, (protocol, labels), self.group, 0)
+        tried = protocol, self._rates_budget(budget)
+        return make_task(self.plan, stock.labels, stock.reach, tried, self.group, 0)
 
-    def rate_file(self, search: Task, stock: Stock) -> Path:
-        """Where it is kept which rate a search has chosen; on any kind of device, if it is."""
-        cells = [self.file(search, stock, device) for device in (self.device, *DEVICE_KINDS)]
-        files = [cell.with_suffix(".rate.json") for cell in cells]
-        return next((file for file in files if file.exists()), files[0])
+    def rate_file(self, search: Task, stock: Stock, device: str = "") -> Path:
+        """Where it is kept what a search has chosen."""
+        return self.file(search, stock, device).with_suffix(".rate.json")
+
+    def kept_rate(self, stock: Stock, row: tuple[str, int]) -> Rate | None:
+        """The rate that a row has: of cells that are done, or of a search, on any device."""
+        for task in self.tasks(stock, row):
+            if done := self.found(task, stock):
+                cell, _ = _read(done[1])
+                return Rate(cell["rate"], cell["rate_by"])
+        search = self.search(stock, row)
+        for device in dict.fromkeys((self.device, *DEVICE_KINDS)):
+            if (file := self.rate_file(search, stock, device)).exists():
+                return Rate(**json.loads(file.read_text(encoding="utf-8")))
+        return None
+
+    def _rates_budget(self, budget: int) -> int:
+        return budget if self.plan.rates_labels is None else self.plan.rates_labels
 
     def left(self, stock: Stock) -> int:
         """How many cells are not done."""
@@ -225,7 +238,7 @@ def run_job(job: Job) -> int:
             else:
                 network = _network(job, task.seed, stock)
                 rate = _rate(job, row, stock)
-                answer = network.answer(task, rate)
+                answer = _answer(network, task, rate)
             _write(job.file(task, stock), _row(job, task, stock, answer, rate), answer.scores)
     return n
 
@@ -267,7 +280,7 @@ def embed(item: Embedding) -> int:
 
 @dataclass(frozen=True)
 class Search:
-    """A learning rate that is to be chosen, for the rows of a job that it holds for."""
+    """A learning rate that is to be chosen for a row of a job, and others that share it."""
 
     job: Job
     row: tuple[str, int]
@@ -278,8 +291,8 @@ def searches(jobs: Sequence[Job], stock: Stock) -> list[Search]:
     found: dict[Path, Search] = {}
     for job in jobs:
         for row in job.rows if job.contender.chooses_rate else ():
-            file = job.rate_file(job.search(stock, row), stock)
-            if not file.exists():
+            if job.kept_rate(stock, row) is None:
+                file = job.rate_file(job.search(stock, row), stock)
                 found.setdefault(file, Search(job, row))
     return list(found.values())
 
@@ -292,16 +305,23 @@ def search(item: Search) -> int:
 
 
 def _rate(job: Job, row: tuple[str, int], stock: Stock) -> Rate:
-    """The learning rate of a row: the one kept, or what a search chooses with the first seed."""
-    network, task = _network(job, 0, stock), job.search(stock, row)
-    if not job.contender.chooses_rate:
-        return network.choose_rate(task)
-    file = job.rate_file(task, stock)
-    if not file.exists():
-        told = json.dumps(asdict(network.choose_rate(task)))
-        with replacing(file) as made:
-            made.write_text(told, encoding="utf-8")
-    return Rate(**json.loads(file.read_text(encoding="utf-8")))
+    """The learning rate of a row: the one that is kept, or what a search chooses."""
+    if kept := job.kept_rate(stock, row):
+        return kept
+    task = job.search(stock, row)
+    rate = _network(job, 0, stock).choose_rate(task)
+    if job.contender.chooses_rate:
+        with replacing(job.rate_file(task, stock)) as made:
+            made.write_text(json.dumps(asdict(rate)), encoding="utf-8")
+    return rate
+
+
+def _answer(network: Network, task: Task, rate: Rate) -> Answer:
+    try:
+        return network.answer(task, rate)
+    except RunFailed as error:  # a rate that a search has chosen may be too high for more labels
+        told = f"{network.contender.name}, {task.name}, {rate.factor:g} times the usual rate"
+        raise RunFailed(f"{told}: {error}") from error
 
 
 def _network(job: Job, seed: int, stock: Stock) -> Network:

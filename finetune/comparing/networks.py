@@ -113,7 +113,7 @@ class Network:
             f"{factor:g}: {found[factor]:.3f}" if factor in found else f"{factor:g}: diverged"
             for factor in factors
         )
-        return Rate(best, f"average precision {tried}; {parts[0].how}")
+        return Rate(best, f"average precision {tried}; of {len(task.learn)} labels, {parts[0].how}")
 
     def answer(self, task: Task, rate: Rate) -> Answer:
         """Train on what a task gives to learn from, and score what it tests."""

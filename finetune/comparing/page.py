@@ -42,9 +42,9 @@ _EACH = (
     "shows."
 )
 _RATES = (
-    "Where several learning rates were to be tried, one was chosen on held-out labels among those "
-    "learned from, with the first seed{}. Learning rates, below, and the table of all cells "
-    "(results.csv) say what each contender got, and by what."
+    "Where several learning rates were to be tried, one was chosen with the first seed, on labels "
+    "held out among {}. Learning rates, below, and the table of all cells (results.csv) say what "
+    "each contender got, and by what."
 )
 
 
@@ -68,7 +68,7 @@ def render(
     groups = sorted({row.group for row in rows})
     title = f"Comparison of {len(plan.contenders)} contenders on {', '.join(groups)}"
     labels = plan.rates_labels
-    by = "" if labels is None else f" and a budget of {budget_name(labels)}, for all budgets"
+    by = "those learned from" if labels is None else f"{budget_name(labels)}, for all budgets"
     chosen = [_RATES.format(by)] if any(c.chooses_rate for c in plan.contenders) else []
     ready = [_AS_IT_IS] if any(c.rule == AS_IT_IS for c in plan.contenders) else []
     body = [

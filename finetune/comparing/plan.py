@@ -290,9 +290,7 @@ def read_plan(file: Path) -> Plan:
         for name, settings in reader.mapping("pretraining", top.get("pretraining", {})).items()
     }
     rates = reader.rates("rates", top.get("rates", [1]))
-    rates_labels = None
-    if top.get("rates_labels") is not None:
-        (rates_labels,) = reader.budgets("rates_labels", [top["rates_labels"]])
+    rates_labels = reader.budget("rates_labels", top.get("rates_labels"))
     named = reader.mapping("contenders", top.get("contenders"))
     reader.must(bool(named), "contenders", "empty", "at least one")
     contenders = tuple(
@@ -304,6 +302,9 @@ def read_plan(file: Path) -> Plan:
         top.get("reference", next((c.name for c in contenders if not c.rule), names[0]))
     )
     reader.must(reference in names, "reference", reference, f"one of {_list(names)}")
+    some_choose = rates_labels is None or any(c.chooses_rate for c in contenders)
+    why = "nothing: no contender that is trained has several rates"
+    reader.must(some_choose, "rates_labels", "given", why)
     asked = _asked(own, both, transfer)
     for contender in contenders:
         for protocol, budgets in contender.budgets.items():
@@ -384,6 +385,15 @@ class _Reader:
         self.must(fits, where, given, "a list of numbers from 4 on, or all")
         assert isinstance(given, list)
         return tuple(ALL if n == "all" else int(n) for n in given)
+
+    def budget(self, where: str, given: object) -> int | None:
+        """Read a budget that may be left out."""
+        if given is None:
+            return None
+        fits = given == "all" or (type(given) is int and given >= 4)
+        self.must(fits, where, given, "a number from 4 on, or all")
+        (found,) = self.budgets(where, [given])
+        return found
 
     def labels(self, where: str, given: object) -> tuple[int, ...]:
         """Read budgets of a protocol that has nothing else to say."""

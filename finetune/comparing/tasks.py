@@ -150,7 +150,9 @@ def check_tasks(plan: Plan, data: Labelled, reach: Size3) -> list[str]:
             for group in data.names:
                 contender.backbone_for(group)
     remarks = []
-    for row in plan.rows:
+    tried = () if plan.rates_labels is None else (plan.rates_labels,)
+    searched = [(protocol, n) for n in tried for protocol in dict.fromkeys(p for p, _ in plan.rows)]
+    for row in dict.fromkeys([*plan.rows, *searched]):
         for group in data.names:
             tasks = [make_task(plan, data, reach, row, group, s) for s in range(plan.seeds)]
             own = [i for i in tasks[0].learn if row[0] != "both" or data.brains[i] == group]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from cubeclf_core.trained import save_classifier
 from cubeclf_core.vit import Vit3dConfig
 from finetune.comparing.cost import Cost
 from finetune.comparing.effects import effects
-from finetune.comparing.grid import Row, jobs_of
+from finetune.comparing.grid import Row, jobs_of, run_job, searches
 from finetune.comparing.networks import DEVICE_KINDS, Network, Rate, device_kind
 from finetune.comparing.plan import ALL, Contender, Own, read_plan
 from finetune.comparing.pretraining import Pretrained, has_seen
@@ -81,7 +82,14 @@ WRONG = {
     "axis": ({"own": {"labels": [20], "along": "t"}}, "own.along is t, expected z, y or x"),
     "reference": ({"reference": "nobody"}, "one of contrast, untrained"),
     "rates": ({"rates": [0]}, "numbers above 0"),
-    "labels of rates": ({"rates_labels": 2}, "rates_labels is [2], expected a list of numbers"),
+    "labels of rates": (
+        {"rates_labels": 2},
+        "rates_labels is 2, expected a number from 4 on, or all",
+    ),
+    "labels of rates that nobody tries": (
+        {"rates_labels": 40, "rates": [1, 3]},
+        "rates_labels is given, expected nothing: no contender that is trained has several rates",
+    ),
     "own rates": (
         {"contenders": {"x": {"backbone": "resnet18", "rates": []}}},
         "contenders.x.rates is [], expected a list of numbers above 0",
@@ -530,10 +538,11 @@ def test_a_cell_depends_on_the_rates_that_are_tried_and_not_on_who_says_so(two: 
     jobs = jobs_of(plan, ["b"], pretrained=pretrained, stock=stocked, device="cpu", **folders)
     files = [job.file(job.tasks(stock, job.rows[0])[0], stock) for job in jobs]
     assert files[0] == files[1] != files[2]
-    with_more = [replace(job, plan=replace(plan, rates_labels=60)) for job in jobs]
-    others = [job.file(job.tasks(stock, job.rows[0])[0], stock) for job in with_more]
-    assert others[:2] == files[:2]  # where there is no choice
-    assert others[2] != files[2]
+    for labels, same in ((20, True), (60, False)):  # the row has 20
+        with_labels = [replace(job, plan=replace(plan, rates_labels=labels)) for job in jobs]
+        others = [job.file(job.tasks(stock, job.rows[0])[0], stock) for job in with_labels]
+        assert others[:2] == files[:2]  # where there is no choice
+        assert (others[2] == files[2]) is same
 
 
 def test_rates_are_tried_once_for_all_budgets(two: Path, command) -> None:
@@ -548,7 +557,7 @@ def test_rates_are_tried_once_for_all_budgets(two: Path, command) -> None:
     words = ("cubeclf-compare", file, "--out", out, "--workers", 1)
     outcome = command(*words)
     assert outcome.code == 0, outcome.err
-    assert "and a budget of 40, for all budgets" in (out / "comparison.html").read_text()
+    assert "held out among 40, for all budgets" in (out / "comparison.html").read_text()
     found = [row for row in rows(out) if row["contender"] == "trained"]
     told = {
         group: {(r["rate"], r["rate_by"]) for r in found if r["group"] == group} for group in "ab"
@@ -563,17 +572,36 @@ def test_rates_are_tried_once_for_all_budgets(two: Path, command) -> None:
         )
         rate = network.choose_rate(task)
         assert told[group] == {(str(rate.factor), rate.how)}
-    kept = {rate: rate.stat().st_mtime_ns for rate in (out / "cells").glob("*.rate.json")}
+    kept = sorted((out / "cells").glob("*.rate.json"))
     assert len(kept) == 2
+    for rate in kept:
+        rate.write_text(json.dumps({"factor": 0.5, "how": "by hand"}))
     for cell in (out / "cells").glob("*.npz"):
         cell.unlink()
     again = command(*words, "--resume")
     assert again.code == 0, again.err
-    assert {rate: rate.stat().st_mtime_ns for rate in kept} == kept
-    measured = ("auc", "rate", "rate_by")
-    assert [[r[m] for m in measured] for r in rows(out) if r["contender"] == "trained"] == [
-        [r[m] for m in measured] for r in found
-    ]
+    assert sorted((out / "cells").glob("*.rate.json")) == kept
+    told = {(row["rate"], row["rate_by"]) for row in rows(out) if row["contender"] == "trained"}
+    assert told == {("0.5", "by hand")}
+
+
+def test_rates_are_chosen_before_cells_and_not_where_cells_have_one(two: Path) -> None:
+    train = {"freeze": False, "folds": 0, "epochs": 1, "batch_size": 8}
+    contenders = {"trained": {"backbone": "scratch:vit-nano", "train": train}}
+    file = write_plan(two, contenders=contenders, rates=[0.1, 1], transfer={"labels": [8, 20]})
+    plan = read_plan(file)
+    stocked = fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig())
+    stock, folders = look(stocked), {name: two / name for name in ("cells", "features")}
+    folders["cells"].mkdir()
+    given = {"pretrained": Pretrained(two, {}, {}), "stock": stocked, "device": "cpu", **folders}
+    jobs = jobs_of(plan, ["a", "b"], **given)
+    assert len(searches(jobs, stock)) == 4
+    once = replace(plan, rates_labels=20)
+    assert len(searches(jobs_of(once, ["a", "b"], **given), stock)) == 2
+    run_job(jobs[-1])
+    (kept,) = folders["cells"].glob("*.rate.json")
+    kept.unlink()  # as before rates were kept
+    assert [item.row for item in searches(jobs, stock)] == [job.rows[0] for job in jobs[:-1]]
 
 
 def test_differences_are_of_the_same_labels(two: Path) -> None:
