@@ -22,9 +22,10 @@ from cubeclf_core.errors import InputError
 from cubeclf_core.rules import density
 from cubeclf_core.trained import save_classifier
 from cubeclf_core.vit import Vit3dConfig
+from finetune.comparing import grid
 from finetune.comparing.cost import Cost
 from finetune.comparing.effects import effects
-from finetune.comparing.grid import Row, jobs_of, run_job, searches
+from finetune.comparing.grid import Row, jobs_of, run_job, search, searches
 from finetune.comparing.networks import DEVICE_KINDS, Network, Rate, device_kind
 from finetune.comparing.plan import ALL, Contender, Own, read_plan
 from finetune.comparing.pretraining import Pretrained, has_seen
@@ -189,7 +190,7 @@ def scattered(n: int, seed: int) -> Labelled:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 3), st.sampled_from(["own", "transfer"]))
 def test_draws_are_nested_and_apart(data_seed: int, seed: int, protocol: str) -> None:
-    data, reach = scattered(160, data_seed), (20.0, 50.0, 50.0)
+    data, reach = scattered(640, data_seed), (20.0, 50.0, 50.0)
     plan = read_plan_of(own=Own((8, 20), axis=1, learn_below=0.4, test_above=0.6))
     small, large = (make_task(plan, data, reach, (protocol, n), "g1", seed) for n in (8, 20))
     every = make_task(plan, data, reach, (protocol, ALL), "g1", seed)
@@ -211,7 +212,7 @@ def test_draws_are_nested_and_apart(data_seed: int, seed: int, protocol: str) ->
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 3), st.sampled_from([8, 20, ALL]))
 def test_both_is_what_own_draws_and_all_of_the_others(data_seed: int, seed: int, n: int) -> None:
-    data, reach = scattered(160, data_seed), (20.0, 50.0, 50.0)
+    data, reach = scattered(640, data_seed), (20.0, 50.0, 50.0)
     plan = read_plan_of(own=Own((8, 20), axis=1, learn_below=0.4, test_above=0.6))
     own, both = (make_task(plan, data, reach, (p, n), "g1", seed) for p in ("own", "both"))
     others = np.flatnonzero([brain != "g1" for brain in data.brains])
@@ -545,6 +546,7 @@ def test_a_cell_depends_on_the_rates_that_are_tried_and_not_on_who_says_so(two: 
         assert (others[2] == files[2]) is same
 
 
+@pytest.mark.slow
 def test_rates_are_tried_once_for_all_budgets(two: Path, command) -> None:
     """With as many labels as the plan says; a cell done anew takes the rate that is kept."""
     train = {"freeze": False, "folds": 0, "epochs": 1, "batch_size": 8}
@@ -598,8 +600,12 @@ def test_rates_are_chosen_before_cells_and_not_where_cells_have_one(two: Path) -
     assert len(searches(jobs, stock)) == 4
     once = replace(plan, rates_labels=20)
     assert len(searches(jobs_of(once, ["a", "b"], **given), stock)) == 2
-    run_job(jobs[-1])
+    assert search(searches(jobs[-1:], stock)[0]) == 1
     (kept,) = folders["cells"].glob("*.rate.json")
+    kept.write_text(json.dumps({"factor": 0.5, "how": "by hand"}))
+    run_job(jobs[-1])
+    ((row, _, _),) = grid.read_cells(jobs, stock)
+    assert (row.rate, row.rate_by) == (0.5, "by hand")
     kept.unlink()  # as before rates were kept
     assert [item.row for item in searches(jobs, stock)] == [job.rows[0] for job in jobs[:-1]]
 
