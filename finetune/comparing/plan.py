@@ -378,22 +378,17 @@ class _Reader:
         return z, y, x
 
     def budgets(self, where: str, given: object, least: int = 1) -> tuple[int, ...]:
-        fits = isinstance(given, list) and all(
-            n == "all" or (type(n) is int and n >= 4) for n in given
-        )
-        fits = fits and len(given) >= least  # type: ignore[arg-type]
+        fits = isinstance(given, list) and len(given) >= least and all(map(_is_budget, given))
         self.must(fits, where, given, "a list of numbers from 4 on, or all")
         assert isinstance(given, list)
-        return tuple(ALL if n == "all" else int(n) for n in given)
+        return tuple(map(_number, given))
 
     def budget(self, where: str, given: object) -> int | None:
         """Read a budget that may be left out."""
         if given is None:
             return None
-        fits = given == "all" or (type(given) is int and given >= 4)
-        self.must(fits, where, given, "a number from 4 on, or all")
-        (found,) = self.budgets(where, [given])
-        return found
+        self.must(_is_budget(given), where, given, "a number from 4 on, or all")
+        return _number(given)
 
     def labels(self, where: str, given: object) -> tuple[int, ...]:
         """Read budgets of a protocol that has nothing else to say."""
@@ -508,6 +503,14 @@ class _Reader:
             if name not in pretraining and (folder / name.replace("{seed}", "0")).exists():
                 return str((folder / name).absolute())
         return name
+
+
+def _is_budget(value: object) -> bool:
+    return value == "all" or (type(value) is int and value >= 4)
+
+
+def _number(budget: Any) -> int:
+    return ALL if budget == "all" else int(budget)
 
 
 def _positive(value: object) -> bool:
