@@ -3,9 +3,9 @@
     python -m benchmarks.page
 
 Nothing is measured here; a part whose file is missing says so. Copy a benchmark's --json there to
-bring the page up to date, and a comparison's table.md, results.csv, differences.csv,
-learning_curves.png and group_curves.png into `benchmarks/results/comparison_NAME`. What there is to
-say of it goes into `about.md` there, and into `summary.md`, which comes first.
+bring the page up to date, and a comparison's table.md, results.csv, differences.csv and pictures
+(learning_curves.png, group_curves.png, cost.png) into `benchmarks/results/comparison_NAME`. What
+there is to say of it goes into `about.md` there, and into `summary.md`, which comes first.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.apart import apart
+from benchmarks.candidates import SPARSE
 from benchmarks.learning import report as learning
 from benchmarks.output import Figures
 from benchmarks.report import RATIOS, TARGETS, WAYS, findings
@@ -24,8 +25,13 @@ RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 _BRAIN_VOXELS = 1e11
 _CUBOID_VOXELS = 20 * 50 * 50
+_BYTES = 2 * 2  # of a count, of two channels
 
-_PICTURES = {"learning_curves.png": "Learning curves", "group_curves.png": "Of each group"}
+_PICTURES = {
+    "learning_curves.png": "Learning curves",
+    "group_curves.png": "Of each group",
+    "cost.png": "Quality against cost",
+}
 
 # Of the worked estimate, beside what was measured.
 BRAINS, CANDIDATES, NODES, CORES = 100, 500_000, 10, 16
@@ -213,26 +219,42 @@ def _streaming(figures: Figures) -> list[str]:
 
 
 def _estimate(results: Path) -> list[str]:
-    """Work out what a hundred brains take, from candidates a second of two cores."""
-    file = results / "classification.json"
-    if not file.exists():
+    """Work out what a hundred brains take: of each candidate, the network, and the way to it.
+
+    A whole brain has a candidate in thirty times as many voxels as the brain that was classified:
+    nearly every chunk of it is read, each for few candidates, so that reading grows with voxels.
+    What was classified was read, too; that little is counted twice.
+    """
+    files = [results / f"{name}.json" for name in ("classification", "streaming")]
+    if not all(file.exists() for file in files):
         return ["Not measured yet."]
-    figures: Figures = json.loads(file.read_text(encoding="utf-8"))
+    figures, reading = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     rate = next((float(v) for k, v in figures.items() if _LARGEST in k and "per_second" in k), None)
     if rate is None:
         return ["Not measured yet."]
-    a_core = rate / float(figures["cpus"])
-    units = f" with {figures['cpu_units']}" if figures.get("cpu_units") else ""
+    classified = rate / float(figures["cpus"])
+    sparse = float(reading["candidates_sparse_per_wall_second"]) / float(reading["cpus"])
+    sparser = _BRAIN_VOXELS / CANDIDATES / SPARSE
+    a_core = 1 / (1 / classified + sparser / sparse)
     hours = BRAINS * CANDIDATES / (a_core * NODES * CORES) / 3600
+    units = f" with {figures['cpu_units']}" if figures.get("cpu_units") else ""
+    bytes_a_second = BRAINS * _BRAIN_VOXELS * _BYTES / hours / 3600
     return [
-        f"Classifying {BRAINS} brains of {CANDIDATES:,} candidates each on {NODES} nodes of "
-        f"{CORES} cores by a network of size {_SIZE}: at {a_core:.0f} candidates a second and "
-        f"core, as measured with 200,000 candidates on {figures['cpus']:.0f} shared cores{units}, "
-        f"**{hours:.1f} hours**, as an order of magnitude. What other sizes take over that stands "
-        "above; pretraining and fine-tuning are done once and not in it. It assumes that parts are "
-        "shared out evenly (`cubeclf-classify --cluster`), that storage gives each node the chunks "
-        "around its candidates as fast as the local disk did, and that time grows with candidates, "
-        "as it does from 20,000 to 200,000."
+        f"Classifying {BRAINS} brains of 10¹¹ voxels and {CANDIDATES:,} candidates each on {NODES} "
+        f"nodes of {CORES} cores by a network of size {_SIZE}: **{hours:.1f} hours**, as an order "
+        "of magnitude.",
+        f"- A core does {a_core:.0f} candidates a second: {classified:.0f} where chunks hold many, "
+        f"as measured with 200,000 candidates on {figures['cpus']:.0f} shared cores{units}; and, "
+        f"to read signal and background, {sparse / sparser:.0f}, which is {sparse:.0f} as measured "
+        f"with a candidate in {SPARSE:,.0f} voxels, over {sparser:.1f}, as such a brain is "
+        "sparser.\n"
+        "- Nearly all of a brain is read then: both channels are "
+        f"{bytes_a_second / 1e9:.0f} GB/s over all nodes, of 16-bit counts before compression. "
+        "Where storage gives less, that takes the time.\n"
+        "- It assumes that parts are shared out evenly (`cubeclf-classify --cluster`) and that "
+        "time grows with candidates, as it does from 20,000 to 200,000.\n"
+        "- What networks of other sizes take over the first of these figures stands above. "
+        "Pretraining and fine-tuning, above too, are done once for all brains, and are not in it.",
     ]
 
 

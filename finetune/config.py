@@ -171,6 +171,11 @@ class FinetuneConfig:
         return self.frozen and self.head == "linear"
 
     @property
+    def embeds_once(self) -> bool:
+        """Whether a frozen backbone is asked once, before a head learns what it says."""
+        return self.frozen and self.head != "attention"
+
+    @property
     def from_nothing(self) -> bool:
         """Whether what is trained begins with random weights, LoRA's frozen ones left aside."""
         return not self.frozen and self.lora_rank is None and is_random(self.backbone)

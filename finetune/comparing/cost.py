@@ -29,9 +29,11 @@ class Cost:
     gflop
         10⁹ floating-point operations forward: a multiplication and an addition are two.
     ms
-        Milliseconds a cuboid in batches of 32 on `device` with `threads`.
+        Milliseconds a cuboid in batches of 32 on `device` with `threads`, one as in training.
     device, threads
         Where that was measured.
+    copies
+        Of each label that a frozen backbone is asked about before its head is fitted; 0 of others.
     """
 
     parameters: int
@@ -39,6 +41,22 @@ class Cost:
     ms: float
     device: str
     threads: int
+    copies: int = 0
+
+    def seconds_to_train(self, labels: int, seconds: float) -> float:
+        """Seconds from labels to a classifier.
+
+        A comparison asks a frozen backbone once for all cells, which counts in none of them. Who
+        has so many labels asks it about these.
+
+        Parameters
+        ----------
+        labels
+            How many.
+        seconds
+            Of training, without that.
+        """
+        return seconds + labels * self.copies * self.ms / 1000
 
     @property
     def kind(self) -> str:
@@ -52,17 +70,24 @@ def measure_cost(config: FinetuneConfig) -> Cost:
     classifier = untrained_classifier(start, config)
     device = make_fabric(config.precision).device
     classifier = classifier.to(device).eval().requires_grad_(False)
+    threads = torch.get_num_threads()
     taken = classifier.backbone.config
     cuboids = torch.rand(_BATCH, taken.channels, *taken.cuboid_shape, device=device) * 1000
     # Fused attention is not counted on a CPU.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         classifier(cuboids)
+    try:
+        torch.set_num_threads(1)
+        ms = _milliseconds(classifier, cuboids)
+    finally:
+        torch.set_num_threads(threads)
     return Cost(
         parameters=sum(p.numel() for p in classifier.parameters()),
         gflop=counter.get_total_flops() / _BATCH / 1e9,
-        ms=_milliseconds(classifier, cuboids),
+        ms=ms,
         device=_name(device),
-        threads=torch.get_num_threads(),
+        threads=1,
+        copies=config.copies if config.embeds_once else 0,
     )
 
 

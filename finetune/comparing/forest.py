@@ -14,7 +14,14 @@ from cubeclf_core.normalise import normalise
 
 SHELLS = 20
 SHELL_UM = 1.25  # thickness: the outermost ends at the sides of a cuboid of 50 µm
-TREES, LEAF = 200, 5
+TREES = 200
+LEAF = 5
+"""Labels that a leaf has at least, where there are enough of them."""
+
+
+def leaf(labels: int) -> int:
+    """How many labels a leaf has at least: with few, five leave next to nothing to split."""
+    return max(1, min(LEAF, labels // 20))
 
 
 def radial_means(
@@ -52,7 +59,7 @@ def forest_scores(
         Of the trees.
     """
     trees = RandomForestClassifier(
-        TREES, min_samples_leaf=LEAF, class_weight="balanced", random_state=seed
+        TREES, min_samples_leaf=leaf(len(known)), class_weight="balanced", random_state=seed
     )
     trees.fit(known, labels)
     return np.asarray(trees.predict_proba(tested)[:, 1], np.float64)

@@ -19,6 +19,7 @@ from cubeclf_core.content import content_hash
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.files import replacing
 from cubeclf_core.metrics import classification_metrics
+from finetune.comparing.forest import LEAF, leaf
 from finetune.comparing.networks import (
     DEVICE_KINDS,
     USUAL,
@@ -151,6 +152,8 @@ class Job:
                 told += [self.plan.rates_labels]
             own = task.protocol == "own" or self.contender.train.get("for_others") is False
             told += [FLIPS] if own else []
+        if self.contender.rule == "forest" and (least := leaf(len(task.learn))) < LEAF:
+            told += [least]
         if self.contender.rule is None:
             told += [device or self.device, HEADS]
             settings = self.contender.settings(self.backbone(task.seed), task.seed)

@@ -182,7 +182,7 @@ class Network:
             network that is trained, or a head that takes tokens.
         """
         config = self.config()
-        if not config.frozen or config.head == "attention":
+        if not config.embeds_once:
             return None
         weights = content_hash(self.backbone)
         told: list[Any] = [weights, version("cubeclf"), device_kind(), self.stock.digest]

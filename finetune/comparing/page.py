@@ -75,7 +75,10 @@ def render(
         section("How to read this", [bullets([*_HOW, *chosen, *ready, *remarks])]),
         section("Results", [_means(plan, rows, m, t) for m, t in TITLES.items()]),
         section("Pictures", [figure(picture) for picture in pictures]),
-        section(f"Differences: {plan.reference} less another", [_effects(found)]),
+        section(
+            f"Differences: {plan.reference} less another",
+            [_effects(found, m, t) for m, t in TITLES.items()],
+        ),
         section("Learning rates", [_rates(plan, rows)]),
         section("Where it ran", [details("environment", _environment())]),
     ]
@@ -104,7 +107,7 @@ def _means(plan: Plan, rows: Sequence[Row], measure: str, title: str) -> str:
     return table([title, *(f"{p}, {budget_name(n)} labels" for p, n in plan.rows)], lines)
 
 
-def _effects(found: Sequence[Effect]) -> str:
+def _effects(found: Sequence[Effect], measure: str, title: str) -> str:
     if not found:
         return ""
     lines = [
@@ -117,10 +120,10 @@ def _effects(found: Sequence[Effect]) -> str:
             str(effect.seeds),
         ]
         for effect in found
-        if effect.measure == "auc"
+        if effect.measure == measure
     ]
-    head = ["than", "labels", "group", "AUC", "95 % interval", "seeds"]
-    return details("all differences in AUC", table(head, lines, text_columns=3))
+    head = ["than", "labels", "group", title, "95 % interval", "seeds"]
+    return details(f"all differences in {title}", table(head, lines, text_columns=3))
 
 
 def _rates(plan: Plan, rows: Sequence[Row]) -> str:

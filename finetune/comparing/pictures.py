@@ -142,7 +142,8 @@ def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Co
     for found in rows:
         if found.contender in costs and (found.protocol, found.budget) == row:
             here = found.device == costs[found.contender].kind
-            seconds[found.contender].append(found.train_seconds if here else np.nan)
+            took = costs[found.contender].seconds_to_train(found.labels, found.train_seconds)
+            seconds[found.contender].append(took if here else np.nan)
     for number, contender in enumerate(plan.contenders):
         cost, value = costs.get(contender.name), values.get((contender.name, *row))
         if cost is None or value is None:

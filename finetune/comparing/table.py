@@ -63,7 +63,7 @@ def by_group(rows: Sequence[Row], measure: str) -> dict[tuple[str, str, int, str
 
 
 def to_markdown(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
-    """Lay out means over groups and seeds, the range over seeds, each group, and the cost."""
+    """Lay out means over groups and seeds, each group, learning rates, and the cost."""
     parts = []
     seeds = {
         c.name: len({row.seed for row in rows if row.contender == c.name}) for c in plan.contenders
@@ -90,8 +90,26 @@ def to_markdown(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> s
             for c in plan.contenders
         ]
         parts.append(_lay_out(head, body))
+    parts += _rates(plan, rows)
     parts.append(_costs(plan, rows, costs))
     return "\n\n".join(parts) + "\n"
+
+
+def _rates(plan: Plan, rows: Sequence[Row]) -> list[str]:
+    """Lay out what learning rates there are, in each group; nothing if nothing is trained."""
+    groups = sorted({row.group for row in rows})
+    # That all seeds of a row have.
+    rates = {(r.contender, r.protocol, r.budget, r.group): f"{r.rate:g}" for r in rows}
+    head = [f"times the usual learning rate: {', '.join(groups)}"]
+    head += [_row_name(row) for row in plan.rows]
+    body = []
+    for contender in plan.contenders:
+        if contender.trains:
+            cells = [
+                [rates.get((contender.name, *row, g), "–") for g in groups] for row in plan.rows
+            ]
+            body.append([contender.name, *(" ".join(cell) for cell in cells)])
+    return [_lay_out(head, body)] if body else []
 
 
 def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
@@ -114,7 +132,7 @@ def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
         took = ["", ""]
         if own:
             took = [
-                f"{statistics.median(found.train_seconds for found in own):.1f}",
+                f"{statistics.median(_seconds(found, cost) for found in own):.1f}",
                 f"{max(found.memory_gb for found in own):.1f}",
             ]
             if row != common:
@@ -124,6 +142,12 @@ def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
                 took = [f"{value} ({', '.join({f.device for f in own})})" for value in took]
         body.append([contender.name, *of_network, *took])
     return _lay_out(head, body)
+
+
+def _seconds(row: Row, cost: Cost | None) -> float:
+    if cost is None or row.device != cost.kind:
+        return row.train_seconds
+    return cost.seconds_to_train(row.labels, row.train_seconds)
 
 
 def _row_name(row: tuple[str, int]) -> str:

@@ -30,6 +30,27 @@ def test_a_part_without_a_result_says_so(tmp_path: Path) -> None:
     assert "| simclr tiny, eager |" not in after
 
 
+def test_a_hundred_brains_are_worked_out_from_the_network_and_from_reading(tmp_path: Path) -> None:
+    """A core that classifies a hundred a second, and reads as many, does fifty."""
+    results = tmp_path / "results"
+    shutil.copytree(RESULTS, results)
+    told = {
+        "classification": {"tissue 200000.cubeclf.nano.fast.per_second": 400, "cpus": 4},
+        # Of the density of the measurement, and of such a brain.
+        "streaming": {"candidates_sparse_per_wall_second": 200 * 2e5 / 1.3e5, "cpus": 2},
+    }
+    for name, figures in told.items():
+        file = results / f"{name}.json"
+        known = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps(known | figures), encoding="utf-8")
+    part = page(results).split("## A hundred brains")[1]
+    assert "**1.7 hours**" in part  # 5e7 candidates by 160 cores
+    assert "- A core does 50 candidates a second: 100 where" in part
+    assert "are 6 GB/s over all nodes" in part  # 100 brains, 1e11 voxels, 4 bytes, 6250 s
+    (results / "streaming.json").unlink()
+    assert page(results).split("## A hundred brains")[1].strip() == "Not measured yet."
+
+
 def test_no_result_names_a_path() -> None:
     for file in RESULTS.rglob("*"):
         if file.suffix in (".json", ".md", ".csv"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import venv
@@ -11,6 +12,7 @@ import torch
 
 from cubeclf_core import zoo
 from cubeclf_core.backbones import load_backbone
+from cubeclf_core.cells import read_cells
 from cubeclf_core.checkpoint import load_checkpoint
 from cubeclf_core.classifier import load_classifier
 from cubeclf_core.content import content_hash
@@ -122,38 +124,41 @@ def test_what_cannot_be_downloaded_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_weights_come_with_a_wheel(tmp_path: Path) -> None:
-    words = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "-q",
-        str(ROOT),
-        "-w",
-        str(tmp_path),
-    ]
-    subprocess.run(words, check=True)
+def test_weights_come_with_a_wheel(tmp_path: Path, simulated) -> None:
+    """Straight after installing it, a backbone is fine-tuned and a classifier used, by name."""
+    pip = ["-m", "pip", "-q"]
+    build = [sys.executable, *pip, "wheel", "--no-deps", str(ROOT), "-w", str(tmp_path)]
+    subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     # With the packages that are here, but for cubeclf itself, which is the wheel's.
     venv.create(tmp_path / "env", with_pip=True)
-    python = tmp_path / "env" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True)
-    there = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    installed = tmp_path / "env" / "bin"
+    python = installed / "python"
+    subprocess.run([python, *pip, "install", "--no-deps", str(wheel)], check=True)
+    asked = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    there = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     here = Path(torch.__file__).parents[1]
-    code = (
-        f"import sys; sys.path[:0] = [{there!r}]; sys.path.append({str(here)!r})\n"
-        "from cubeclf_core import zoo; from cubeclf_core.backbones import load_backbone\n"
-        f"assert zoo.__file__.startswith({there!r}), zoo.__file__\n"
-        "for name in zoo.known('backbone'): load_backbone(name)\n"
-        "from cubeclf_core.classifier import load_classifier\n"
-        "for name in zoo.known('classifier'): load_classifier(name)\n"
-    )
-    done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([there, str(here)])}
+
+    def run(*words: object) -> str:
+        done = subprocess.run(
+            [str(word) for word in words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    load = "[load_backbone(name) for name in zoo.known('backbone')]"
+    code = "from cubeclf_core import zoo; from cubeclf_core.backbones import load_backbone; "
+    assert run(python, "-c", f"{code}{load}; print(zoo.__file__)").startswith(there)
+    brain = simulated(0)
+    words = ["--brains", brain.brains_file, "--backbone", "vit3d-nano-v1", "--folds", 2]
+    run(installed / "cubeclf-finetune", *words, "--out", "fine-tuned")
+    assert load_classifier(tmp_path / "fine-tuned").config.channels == 2
+    words = [brain.volume, "--cells", brain.cells, "--classifier", "cells-tiny-v1"]
+    run(installed / "cubeclf-classify", *words, "--out", "classified")
+    classified = tmp_path / "classified" / "points" / "cell_classification.xml"
+    assert len(read_cells(classified)) == len(read_cells(brain.cells))

@@ -23,8 +23,9 @@ from cubeclf_core.rules import density
 from cubeclf_core.trained import save_classifier
 from cubeclf_core.vit import Vit3dConfig
 from finetune.comparing import grid
-from finetune.comparing.cost import Cost
+from finetune.comparing.cost import Cost, measure_cost
 from finetune.comparing.effects import effects
+from finetune.comparing.forest import forest_scores
 from finetune.comparing.grid import Row, jobs_of, run_job, search, searches
 from finetune.comparing.networks import DEVICE_KINDS, Network, Rate, device_kind
 from finetune.comparing.plan import ALL, Contender, Own, read_plan
@@ -255,6 +256,9 @@ def test_a_comparison_and_what_it_takes_up_again(two: Path, command, monkeypatch
     }
     for name in ("comparison.html", "table.md", "costs.json", "differences.csv"):
         assert (out / name).stat().st_size > 0
+    for measure in ("AUC", "AP − share of cells"):
+        shown = f"all differences in {measure}"
+        assert shown in (out / "comparison.html").read_text(encoding="utf-8")
     for name in ("learning_curves", "group_curves", "groups", "cost"):
         assert (out / "figures" / f"{name}.png").stat().st_size > 0
     effects = rows(out, "differences.csv")
@@ -546,6 +550,26 @@ def test_a_cell_depends_on_the_rates_that_are_tried_and_not_on_who_says_so(two: 
         assert (others[2] == files[2]) is same
 
 
+def test_a_cell_depends_on_how_many_labels_a_leaf_of_the_forest_has(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contenders = {"forest": {"rule": "forest"}, "contrast": {"rule": "contrast"}}
+    plan = read_plan(write_plan(two, contenders=contenders, transfer={"labels": [20, 100]}))
+    stocked = fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig())
+    stock = look(stocked)
+    folders = {name: two / name for name in ("cells", "features")}
+    pretrained = Pretrained(two, {}, {})
+    jobs = jobs_of(plan, ["b"], pretrained=pretrained, stock=stocked, device="cpu", **folders)
+
+    def files() -> list[Path]:
+        return [job.file(job.tasks(stock, row)[0], stock) for job in jobs for row in job.rows]
+
+    before = files()
+    monkeypatch.setattr(grid, "leaf", lambda n: 2 if n < 100 else 5)
+    same = [one == other for one, other in zip(before, files(), strict=True)]
+    assert same == [False, True, True, True]
+
+
 @pytest.mark.slow
 def test_rates_are_tried_once_for_all_budgets(two: Path, command) -> None:
     """With as many labels as the plan says; a cell done anew takes the rate that is kept."""
@@ -645,27 +669,66 @@ def test_differences_are_of_the_same_labels(two: Path) -> None:
     assert found["contrast"].difference == pytest.approx(mean - auc["contrast", 0])
 
 
+def test_a_forest_learns_from_ten_labels() -> None:
+    """Leaves of five would leave it nothing to split."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(110) % 2
+    features = (draw.normal(size=(110, 20)) + 2 * labels[:, None]).astype(np.float32)
+    scores = forest_scores(features[:10], labels[:10], features[10:], seed=0)
+    assert roc_auc_score(labels[10:], scores) > 0.9
+
+
 def test_times_say_of_which_device_and_of_how_many_labels(tmp_path: Path) -> None:
     """What takes part in few rows has the time of the last of these, by name."""
+    trained = {"backbone": "scratch:vit-nano", "train": {"freeze": False}}
     contenders = {
-        "both": {"backbone": "scratch:vit-nano", "train": {"freeze": False}},
+        "both": trained,
         "neither": {"backbone": "scratch:vit-nano", "transfer": [20]},
-        "all alone": {"backbone": "resnet18", "train": {"freeze": False}, "transfer": ["all"]},
+        "all alone": {**trained, "backbone": "resnet18", "transfer": ["all"]},
+        "frozen": {"backbone": "scratch:vit-nano"},
+        "on a GPU": {"backbone": "scratch:vit-nano"},
     }
     plan = read_plan(write_plan(tmp_path, contenders=contenders, transfer={"labels": [20, "all"]}))
-    seconds = {("both", 20): 1.0, ("both", ALL): 3.0, ("all alone", ALL): 5.0}
-    texts = {"protocol": "transfer", "group": "b", "backbone": "", "seen": "", "rate_by": ""}
+    texts = {"protocol": "transfer", "backbone": "", "seen": "", "rate_by": ""}
     zeros = dict.fromkeys(Row.__dataclass_fields__, 0)
+
+    def row(contender: str, budget: int, seconds: float, **more: Any) -> Row:
+        told = {"contender": contender, "budget": budget, "train_seconds": seconds}
+        return Row(**zeros | texts | {"device": "cpu", "group": "b", "labels": 20} | told | more)
+
     done = [
-        Row(**zeros | texts | {"contender": c, "budget": n, "train_seconds": s, "device": "cpu"})
-        for (c, n), s in seconds.items()
+        row("both", 20, 1.0, rate=3.0),
+        row("both", 20, 1.0, rate=0.3, group="a"),
+        row("both", ALL, 3.0, rate=1.0),
+        row("all alone", ALL, 5.0, rate=1.0),
+        row("frozen", 20, 0.5),
+        row("on a GPU", 20, 0.5, device="cuda"),
     ]
     costs = {name: Cost(10, 1.0, 2.0, "cpu", 2) for name in contenders}
-    table = to_markdown(plan, done, costs).split("\n\n")[-1]
+    costs |= {name: Cost(10, 1.0, 2.0, "cpu", 2, copies=4) for name in ("frozen", "on a GPU")}
+    rates, table = to_markdown(plan, done, costs).split("\n\n")[-2:]
+    assert rates.splitlines() == [
+        "| times the usual learning rate: a, b | transfer 20 | transfer all |",
+        "| --- | --- | --- |",
+        "| both | 0.3 3 | – 1 |",
+        "| all alone | – – | – 1 |",
+    ]
     assert "| ms a cuboid (cpu, threads: 2) | s to train, transfer 20 |" in table
     assert "| both | 10 | 1.00 | 2.00 | 1.0 | 0.0 |" in table
     assert "| neither | 10 | 1.00 | 2.00 |  |  |" in table
     assert "| all alone | 10 | 1.00 | 2.00 | 5.0 (transfer all) | 0.0 |" in table
+    # It is asked about twenty labels and three copies of each before.
+    assert "| frozen | 10 | 1.00 | 2.00 | 0.7 | 0.0 |" in table
+    assert "| on a GPU | 10 | 1.00 | 2.00 | 0.5 (cuda) | 0.0 (cuda) |" in table
+
+
+@pytest.mark.parametrize(("train", "copies"), [({}, 4), ({"freeze": False}, 0)])
+def test_only_a_frozen_backbone_is_asked_before_training(
+    train: dict[str, Any], copies: int
+) -> None:
+    contender = Contender("x", None, {"": "scratch:vit-nano"}, train, 1, {}, (1.0,), 2)
+    cost = measure_cost(contender.settings("scratch:vit-nano", 0))
+    assert (cost.copies, cost.threads) == (copies, 1)
 
 
 def test_a_network_that_takes_other_cuboids_is_refused(two: Path, command) -> None:
