@@ -407,6 +407,7 @@ def test_networks_learn_as_finetune_trains_them(two: Path, simulated, command) -
     entry = {"name": "a", "signal": str(brain.volume), "cells": "learned.xml"}
     (two / "learned.yaml").write_text(yaml.safe_dump([entry]))
     words = ("--backbone", backbone, "--brains", two / "learned.yaml", "--folds", 0)
+    words += ("--for-others",)  # as labels of one other brain are taken to be
     outcome = command("cubeclf-finetune", *words, "--out", two / "run")
     assert outcome.code == 0, outcome.err
     assert read_cells(two / "learned.xml").labels.tolist() == learned.labels.tolist()
