@@ -49,10 +49,10 @@ def apart(file: Path, name: str) -> list[str]:
         "They say how far a mean of these seeds would move with other tissue. Of so many, one in "
         "twenty would be apart by chance:"
     ]
-    known = {contender for _, contender, _, _ in signs}
+    known = dict.fromkeys(contender for _, contender, _, _ in signs)
     for measure, title in TITLES.items():
         body = []
-        for contender in (name for name in plan["contenders"] if name in known):
+        for contender in known:
             cells = []
             for row in rows:
                 cell = [signs.get((measure, contender, row, group), UNKNOWN) for group in groups]

@@ -8,6 +8,7 @@ batch, and the most memory it held. How classification grows with candidates is 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ from cubeclf_core.errors import CubeclfError, RunFailed
 
 BRAINS = (1, 4, 16)
 BATCHES = (16, 64, 256)
+_BATCH = 64  # where something else is varied
 PROCESSES = (1, 2)
 _SHAPE: Shape3 = (128, 256, 256)
 _STEPS = 16
@@ -32,7 +34,7 @@ PACKAGES = ("torch", "timm", "zarr", "numpy")
 
 # What a process measures of a pretraining: from its start, and by its own account.
 _RUN = """
-import json, resource, sys, time
+import json, os, resource, sys, time
 from pathlib import Path
 start = time.monotonic()
 import torch
@@ -51,7 +53,8 @@ pretrain(PretrainConfig(**{**given, "out": Path(given["out"])}))
 seconds = (first[-1] - first[2]) / (len(first) - 3)  # the first steps fill the pool
 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
 told = {"cuboids_per_s": given["batch_size"] / seconds, "start_seconds": first[0] - start}
-print("FIGURES " + json.dumps(told | {"memory_gb": memory}))
+if os.environ.get("RANK", "0") == "0":
+    print("FIGURES " + json.dumps(told | {"memory_gb": memory}))
 """
 
 
@@ -86,12 +89,17 @@ def measure(folder: Path, shape: Shape3 = _SHAPE, steps: int = _STEPS) -> Figure
 
     write_brain(folder / "brain.ome.zarr", shape)
     figures = machine(PACKAGES)
+
+    @functools.cache  # what all three have in common is one figure
+    def pretrain(brains: int, batch_size: int, processes: int) -> dict[str, float]:
+        return _pretrain(folder, steps, brains, batch_size, processes)
+
     for n in BRAINS:
-        figures |= _named(f"brains.{n}", _pretrain(folder, steps, brains=n))
+        figures |= _named(f"brains.{n}", pretrain(n, _BATCH, 1))
     for n in BATCHES:
-        figures |= _named(f"batch.{n}", _pretrain(folder, steps, batch_size=n))
+        figures |= _named(f"batch.{n}", pretrain(1, n, 1))
     for n in PROCESSES:
-        figures |= _named(f"processes.{n}", _pretrain(folder, steps, processes=n))
+        figures |= _named(f"processes.{n}", pretrain(1, _BATCH, n))
     return figures
 
 
@@ -101,7 +109,7 @@ def _named(key: str, found: dict[str, float]) -> Figures:
 
 
 def _pretrain(
-    folder: Path, steps: int, *, brains: int = 1, batch_size: int = 64, processes: int = 1
+    folder: Path, steps: int, brains: int, batch_size: int, processes: int
 ) -> dict[str, float]:
     """Pretrain for some steps, in one process or in several by gloo; figures of the first."""
     file = folder / f"{brains}.yaml"

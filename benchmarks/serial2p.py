@@ -26,6 +26,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,6 +35,7 @@ import numpy as np
 import yaml
 
 from cubeclf_core.console import console, say
+from cubeclf_core.content import content_hash
 from cubeclf_core.downloads import download, sha256_of
 from cubeclf_core.errors import CubeclfError, InputError, RunFailed
 from cubeclf_core.files import remove, replacing
@@ -194,7 +196,8 @@ def _write_yamls(entries: Mapping[str, Sequence[dict[str, Any]]], cubes: Path, s
         if {entry["type"] for entry in listed} != set(_KINDS.values()):
             raise InputError(f"too few cubes in {cubes}: those to {part} are not of both classes")
         text = yaml.safe_dump({"data": listed}, sort_keys=False)
-        (split / f"{part}.yaml").write_text(text, encoding="utf-8")
+        with replacing(split / f"{part}.yaml") as made:
+            made.write_text(text, encoding="utf-8")
 
 
 def _cubes_in(folder: Path) -> list[list[Path]]:
@@ -232,8 +235,11 @@ def score(backbone: str, train: Mapping[str, Any], split: Path, seed: int) -> di
     from finetune.cubes import list_cubes, read_listed
 
     settings = {**train, "backbone": backbone, "cubes": [str(split / "train.yaml")], "seed": seed}
-    told = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-    run = split / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', backbone)}_{told[:8]}"
+    depends = json.dumps(
+        [settings, content_hash(backbone), version("cubeclf")], sort_keys=True, default=str
+    )
+    told = hashlib.sha256(depends.encode()).hexdigest()
+    run = split / f"{re.sub(r'[^A-Za-z0-9-]+', '_', backbone)}_{told[:8]}"
     if not (run / "exported" / "classifier.safetensors").exists():
         config = run.with_suffix(".yaml")
         text = yaml.safe_dump({**settings, "out": str(run), "resume": True})

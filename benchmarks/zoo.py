@@ -29,9 +29,11 @@ from cubeclf_core import zoo
 from cubeclf_core.checkpoint import load_checkpoint, save_checkpoint
 from cubeclf_core.config import SimulateConfig
 from cubeclf_core.console import console, say
+from cubeclf_core.content import content_hash
 from cubeclf_core.downloads import sha256_of
 from cubeclf_core.errors import CubeclfError, RunFailed
 from cubeclf_core.files import remove, replacing
+from finetune.comparing.pretraining import has_ended
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 BACKBONES: Mapping[str, str] = {"vit3d-nano-v1": "nano", "vit3d-tiny-v1": "tiny"}  # size of each
@@ -162,15 +164,15 @@ def train_head(folder: Path, into: Path) -> Path:
 
 
 def _run(command: str, settings: Mapping[str, Any], out: Path) -> Path:
-    """Run a command, or go on with it; what is done with other settings is done anew."""
+    """Run a command, or go on with it; what is done with other settings or weights is done anew."""
     file = out.with_suffix(".yaml")
-    text = yaml.safe_dump({**settings, "out": str(out), "resume": True})
+    begins = content_hash(settings["backbone"]) if "backbone" in settings else "nothing"
+    told = {**settings, "out": str(out), "resume": True}
+    text = f"# from {begins}\n{yaml.safe_dump(told)}"
     if file.exists() and file.read_text(encoding="utf-8") != text:
         remove(out)
-    weights = (
-        out / "exported" / f"{'backbone' if command == 'pretrain' else 'classifier'}.safetensors"
-    )
-    if weights.exists():
+    classifier = out / "exported" / "classifier.safetensors"
+    if has_ended(out) if command == "pretrain" else classifier.exists():
         say(f"{out} is there already")
         return out
     file.write_text(text, encoding="utf-8")

@@ -64,8 +64,8 @@ class PretrainConfig:
     devices: torchrun --nproc-per-node 4 $(which cubeclf-pretrain) ….
 
     Settings of the objective (--settings.temperature 0.1), of the network (--network.drop-path 0.1)
-    and of the augmentation (--augment.warp 0) may also stand in a --config file; --print-config
-    lists them.
+    and of the augmentation (--augment.warp 0) may also stand in a --config file. --print-config
+    lists the latter two; docs/pretraining.md has those of objectives.
 
     Parameters
     ----------

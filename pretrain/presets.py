@@ -24,7 +24,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "monitor_every": 1000,
     },
     # torchrun --nproc-per-node 8 $(which cubeclf-pretrain) BRAIN… --preset node --out runs/node
-    # Not measured yet: no run on a GPU has been made.
+    # Not run as a whole; by the speed of its steps, 36 hours on one H200.
     "node": {
         "size": "base",
         "steps": 100_000,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from cubeclf_core.environment import environment
@@ -37,10 +37,8 @@ _AS_IT_IS = (
     "A classifier that is taken as it is has learned from whatever it was trained on: if that was "
     "what is tested here, its score says little. `seen` in results.csv says so where it is known."
 )
-_EACH = (
-    "Bars span the seeds. Each panel has a scale of its own; a dashed line may lie below what it "
-    "shows."
-)
+_BARS = "Bars span the seeds."
+_EACH = f"{_BARS} Each panel has a scale of its own; a dashed line may lie below what it shows."
 _RATES = (
     "Where several learning rates were to be tried, one was chosen with the first seed, on labels "
     "held out among {}. Learning rates, below, and the table of all cells (results.csv) say what "
@@ -48,23 +46,26 @@ _RATES = (
 )
 
 
+def draw(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> dict[str, Picture]:
+    """Draw what the page shows, by what the pictures' files are called."""
+    drawn = {
+        "learning_curves": ("Quality over labels", _BARS, learning_curves(plan, rows)),
+        "group_curves": ("Group by group", _EACH, group_curves(plan, rows)),
+        "groups": ("With the labels that most have", "Dots are seeds.", group_bars(plan, rows)),
+    }
+    if costs:
+        drawn["cost"] = ("Quality against cost", "", cost_against_quality(plan, rows, costs))
+    return {name: Picture("", *told) for name, told in drawn.items()}
+
+
 def render(
     plan: Plan,
     rows: Sequence[Row],
     found: Sequence[Effect],
-    costs: Mapping[str, Cost],
+    pictures: Iterable[Picture],
     remarks: Sequence[str],
 ) -> str:
     """Make the page."""
-    pictures = [
-        Picture("", "Quality over labels", "Bars span the seeds.", learning_curves(plan, rows)),
-        Picture("", "Group by group", _EACH, group_curves(plan, rows)),
-        Picture("", "With the labels that most have", "Dots are seeds.", group_bars(plan, rows)),
-    ]
-    if costs:
-        pictures.append(
-            Picture("", "Quality against cost", "", cost_against_quality(plan, rows, costs))
-        )
     groups = sorted({row.group for row in rows})
     title = f"Comparison of {len(plan.contenders)} contenders on {', '.join(groups)}"
     labels = plan.rates_labels

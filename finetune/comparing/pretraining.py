@@ -19,8 +19,11 @@ import yaml
 
 from cubeclf_core import zoo
 from cubeclf_core.brains import load_brains
+from cubeclf_core.checkpoint import load_checkpoint
+from cubeclf_core.content import content_hash
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.files import replacing
+from cubeclf_core.locations import modified
 from finetune.config import is_random
 
 # As cubeclf-pretrain does; it stops, ready to go on, when what started it is gone.
@@ -33,6 +36,7 @@ threading.Thread(target=follow, daemon=True).start()
 from pretrain.commands import pretrain
 pretrain()
 """
+_BOOKKEEPING = {"logger", "log_every", "monitor_every", "checkpoint_every"}  # change no weight
 _CROP = "serial2p"  # the one real volume that the zoo has seen, by what its folder is called
 
 
@@ -47,7 +51,7 @@ class Pretrained:
     settings
         Of `cubeclf-pretrain`, by the name of a pretraining.
     digests
-        Of the brains of each: of where they are and of their cells' places.
+        Of the brains of each: of where they are, when they changed, and of their cells' places.
     """
 
     folder: Path
@@ -79,7 +83,9 @@ class Pretrained:
 
     def run(self, name: str, seed: int) -> Path:
         """Folder of a pretraining's run; another for other settings or other brains."""
-        told = [dict(self.settings[name]), seed, self.digests[name], version("cubeclf")]
+        settings = {key: v for key, v in self.settings[name].items() if key not in _BOOKKEEPING}
+        begins = content_hash(settings["init"]) if settings.get("init") else ""
+        told = [settings, begins, seed, self.digests[name], version("cubeclf")]
         key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:8]
         return self.folder / f"{re.sub(r'[^A-Za-z0-9-]+', '_', name)}-{seed}-{key}"
 
@@ -102,7 +108,8 @@ def _digest_of(brains: Sequence[str], voxel_size_um: Sequence[float] | None) -> 
     told = hashlib.sha256()
     for brain in load_brains(brains, voxel_size_um=voxel_size_um):
         assert brain.at is not None
-        told.update(repr((brain.at.from_anywhere(), brain.weight)).encode())
+        changed = modified(brain.at.signal, brain.at.background)
+        told.update(repr((brain.at.from_anywhere(), brain.weight, changed)).encode())
         told.update(b"" if brain.cells is None else brain.cells.positions.tobytes())
     return told.hexdigest()
 
@@ -139,6 +146,15 @@ def has_seen(backbone: str, volumes: frozenset[str]) -> str:
     return "unknown" if cubes and before == "no" else before  # a cube does not say of what it is
 
 
+def has_ended(run: Path) -> bool:
+    """Tell whether a run of `cubeclf-pretrain` took all of its steps; Ctrl-C exports sooner."""
+    if not (run / "exported" / "backbone.safetensors").exists():
+        return False
+    header, _ = load_checkpoint(run, "backbone")
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return bool(header.training["steps"] == settings["steps"])
+
+
 @dataclass(frozen=True)
 class Pretraining:
     """One run.
@@ -162,7 +178,7 @@ class Pretraining:
 
     def done(self) -> bool:
         """Whether it has ended well."""
-        return (self.out / "exported" / "backbone.safetensors").exists()
+        return has_ended(self.out)
 
 
 def run_pretraining(job: Pretraining) -> int:
@@ -179,7 +195,13 @@ def run_pretraining(job: Pretraining) -> int:
         made.write_text(yaml.safe_dump(settings), encoding="utf-8")
     words = [sys.executable, "-c", _COMMAND, "--config", str(config)]
     with log.open("wb") as told:
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=told, stderr=told)
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=told,
+            stderr=told,
+            start_new_session=True,  # a Ctrl-C is for the comparison, which ends this in its way
+        )
         code = process.wait()  # its input stays open as long as this process lives
     if code or not job.done():
         said = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["nothing"]

@@ -37,13 +37,7 @@ from finetune.comparing.grid import (
     searches,
 )
 from finetune.comparing.networks import device_kind
-from finetune.comparing.page import render
-from finetune.comparing.pictures import (
-    cost_against_quality,
-    group_bars,
-    group_curves,
-    learning_curves,
-)
+from finetune.comparing.page import draw, render
 from finetune.comparing.plan import AS_IT_IS, Plan, read_plan
 from finetune.comparing.pretraining import Pretrained, Pretraining, run_pretraining
 from finetune.comparing.processes import Processes, alone, usable_cores
@@ -76,7 +70,7 @@ def compare(config: CompareConfig) -> None:
     network = _network(plan, pretrained)
     reach = reach_um(sources, network)
     remarks = check_tasks(plan, places(sources), reach)
-    resumed = config.resume and (config.out / "config.yaml").exists()
+    resumed = config.resume and _is_comparison(config.out)
     inputs = [plan.file, *sources.paths, *_backbones(plan, pretrained)]
     if not resumed:
         check_output(config.out, overwrite=config.overwrite, inputs=inputs)
@@ -106,6 +100,13 @@ def compare(config: CompareConfig) -> None:
             _conclude(run, plan, jobs, stock, pretrained, remarks)
         except OSError as error:
             raise RunFailed(f"stopped: {error}; make room and go on with --resume") from error
+
+
+def _is_comparison(folder: Path) -> bool:
+    """Whether a folder is of a comparison, and not of another command's run."""
+    file = folder / "config.yaml"
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    return any(line.startswith("plan:") for line in lines)
 
 
 def _backbones(plan: Plan, pretrained: Pretrained) -> list[Path]:
@@ -256,12 +257,10 @@ def _conclude(
     run.write_json("costs.json", {name: asdict(cost) for name, cost in costs.items()})
     text = to_markdown(plan, rows, costs)
     run.write_text("table.md", text)
-    run.save_figure("figures/learning_curves.png", learning_curves(plan, rows))
-    run.save_figure("figures/group_curves.png", group_curves(plan, rows))
-    run.save_figure("figures/groups.png", group_bars(plan, rows))
-    if costs:
-        run.save_figure("figures/cost.png", cost_against_quality(plan, rows, costs))
-    run.write_text("comparison.html", render(plan, rows, found, costs, remarks))
+    pictures = draw(plan, rows, costs)
+    for name, picture in pictures.items():
+        run.save_figure(f"figures/{name}.png", picture.figure)
+    run.write_text("comparison.html", render(plan, rows, found, pictures.values(), remarks))
     print(text, end="", flush=True)
     run.tell(f"page        {run.path / 'comparison.html'}")
     run.tell(f"all cells   {run.path / 'results.csv'}")

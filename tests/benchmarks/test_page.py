@@ -66,14 +66,14 @@ def test_who_is_ahead_is_told_of_each_group(tmp_path: Path) -> None:
         for group, (low, high) in ends.items():
             low, high = sorted((turned * low, turned * high))
             lines.append(f"own,0,{group},forest,{measure},0,{low},{high},1")
-    lines.append("transfer,30,c,contrast,auc,0,-1,1,1")
+    lines.append("transfer,30,c,gone from the plan,auc,0,-1,1,1")
     (tmp_path / "differences.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     said, auc, precision = apart(tmp_path / "differences.csv", "small")
     assert "**pretrained, frozen**" in said
     assert "in a, b, c, d" in said
     assert "| AUC | own all | transfer 30 |" in auc
     assert "| forest | + − · ? |  |" in auc
-    assert "| contrast |  | ? ? · ? |" in auc
+    assert "| gone from the plan |  | ? ? · ? |" in auc
     assert "| forest | − + · ? |  |" in precision
     (tmp_path / "differences.csv").write_text("")
     assert apart(tmp_path / "differences.csv", "small") == []

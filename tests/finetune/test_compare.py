@@ -29,7 +29,7 @@ from finetune.comparing.forest import forest_scores
 from finetune.comparing.grid import Row, jobs_of, run_job, search, searches
 from finetune.comparing.networks import DEVICE_KINDS, Network, Rate, device_kind
 from finetune.comparing.plan import ALL, Contender, Own, read_plan
-from finetune.comparing.pretraining import Pretrained, has_seen
+from finetune.comparing.pretraining import Pretrained, has_ended, has_seen
 from finetune.comparing.rules import crowding
 from finetune.comparing.stock import fill, look, signature
 from finetune.comparing.table import to_markdown
@@ -360,6 +360,44 @@ def test_what_a_run_has_learned_from_is_known_by_its_settings(two: Path, simulat
         "of images": ("yes", "unknown"),
         "of cubes": ("unknown", "unknown"),
     }
+
+
+def test_a_pretraining_that_was_stopped_sooner_has_not_ended(two: Path, command) -> None:
+    run = two / "run"
+    assert not has_ended(run)
+    words = ("--size", "nano", "--steps", 2, "--batch-size", 4, "--logger", "none", "--out", run)
+    assert command("cubeclf-pretrain", two / "brains.yaml", *words).code == 0
+    assert has_ended(run)
+    told = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**told, "steps": 3}))
+    assert not has_ended(run)  # Ctrl-C after two steps of three leaves such a folder
+
+
+def test_a_pretraining_is_known_by_what_changes_its_weights(two: Path, tmp_path: Path) -> None:
+    began = tmp_path / "began.safetensors"
+    save_backbone(began, build_backbone(Vit3dConfig(size="nano"), seed=0), {})
+
+    def run(**changes: Any) -> Path:
+        settings = {"brains": [str(two / "brains.yaml")], "steps": 2, "init": str(began), **changes}
+        return Pretrained.plan(tmp_path, {"p": settings}).run("p", 0)
+
+    first = run()
+    assert run(logger=["none"], checkpoint_every=1, monitor_every=1, log_every=1) == first
+    assert run(steps=3) != first
+    began.unlink()
+    save_backbone(began, build_backbone(Vit3dConfig(size="nano"), seed=1), {})
+    assert run() != first
+
+
+def test_only_a_comparison_is_gone_on_with(two: Path, command) -> None:
+    out = two / "pretrained"
+    out.mkdir()
+    (out / "config.yaml").write_text("brains: [a]\nout: b\n")
+    outcome = command("cubeclf-compare", write_plan(two), "--out", out, "--resume")
+    assert outcome.code == 2
+    assert "exists already" in outcome.err
+    assert (out / "config.yaml").read_text() == "brains: [a]\nout: b\n"
+    assert len(list(out.iterdir())) == 1
 
 
 @pytest.mark.slow

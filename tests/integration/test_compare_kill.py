@@ -61,7 +61,12 @@ def start(folder: Path, out: str, *more: str) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-W", "error", "-c", RUN, *words]
     return subprocess.Popen(
-        arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        arguments,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,  # a group of its own, for Ctrl-C
     )
 
 
@@ -134,6 +139,18 @@ def test_a_signal_is_told_and_a_cluster_gives_the_same(
     code, err = finish(start(folder, out, *how.split(), "--resume"))
     assert code == 0, err
     assert table(folder, out) == reference
+
+
+def test_ctrl_c_in_the_middle_of_pretraining(folder: Path, reference: list[dict[str, str]]) -> None:
+    process = start(folder, "interrupted", "--workers", "2")
+    while not list((folder / "interrupted" / "pretraining").glob("*/train.log")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
+    code, err = finish(process)
+    assert code == 130, err
+    code, err = finish(start(folder, "interrupted", "--workers", "2", "--resume"))
+    assert code == 0, err
+    assert table(folder, "interrupted") == reference
 
 
 def test_a_process_that_dies_is_one_line(folder: Path) -> None:

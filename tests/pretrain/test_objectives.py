@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from cubeclf_core.draws import Draws
@@ -163,3 +166,18 @@ def test_state_dict_holds_everything(objective, counts, name: str) -> None:
     assert step(old, cuboids, 2) == step(new, cuboids, 2)
     for key, value in old.state_dict().items():
         assert new.state_dict()[key].equal(value)
+
+
+@pytest.mark.parametrize("method", OBJECTIVES)
+def test_the_document_has_all_settings_with_their_defaults(method: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    told = text[text.index("its settings and what they are by default") :]
+
+    def written(name: str) -> dict[str, object]:
+        (line,) = re.findall(rf"^\| `{name}` \| (.*) \|$", told, re.MULTILINE)
+        pairs = re.findall(r"`(\w+)` (\[[^\]]*\]|[\w.]+)", line)
+        return {key: yaml.safe_load(value) for key, value in pairs}
+
+    found = (written("dino") if method == "dinov2" else {}) | written(method)
+    has = asdict(make_settings(load_objective(method), {}))
+    assert found == {k: list(v) if isinstance(v, tuple) else v for k, v in has.items()}
