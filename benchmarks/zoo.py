@@ -166,9 +166,9 @@ def train_head(folder: Path, into: Path) -> Path:
 def _run(command: str, settings: Mapping[str, Any], out: Path) -> Path:
     """Run a command, or go on with it; what is done with other settings or weights is done anew."""
     file = out.with_suffix(".yaml")
-    begins = content_hash(settings["backbone"]) if "backbone" in settings else "nothing"
-    told = {**settings, "out": str(out), "resume": True}
-    text = f"# from {begins}\n{yaml.safe_dump(told)}"
+    text = yaml.safe_dump({**settings, "out": str(out), "resume": True})
+    if "backbone" in settings:
+        text = f"# on {content_hash(settings['backbone'])}\n{text}"
     if file.exists() and file.read_text(encoding="utf-8") != text:
         remove(out)
     classifier = out / "exported" / "classifier.safetensors"

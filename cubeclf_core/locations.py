@@ -65,11 +65,6 @@ def on_disk(*locations: Location | None) -> tuple[Path, ...]:
     return tuple(location for location in located if isinstance(location, Path))
 
 
-def modified(*locations: Location | None) -> list[int]:
-    """When those that are paths of this machine changed last, in ns; a folder counts alone."""
-    return [path.stat().st_mtime_ns for path in on_disk(*locations)]
-
-
 def same_name(location: Location) -> str:
     """One name for all ways to write a location: the resolved path, or the URL."""
     located = locate(location)

@@ -63,7 +63,7 @@ class FinetuneConfig:
     threshold
         f1, recall=0.99, precision=0.9, by what was held out; or a probability such as 0.42.
     channels
-        Of a network from scratch: 1 signal, 2 signal and background.
+        Of a network from scratch or inflated from 2D: 1 signal, 2 signal and background.
     voxel_size_um
         Z Y X of brains whose files do not say.
     seed

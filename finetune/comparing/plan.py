@@ -423,6 +423,8 @@ class _Reader:
         self.must(fits, f"pretraining.{name}.brains", brains, "a list of brains")
         assert isinstance(brains, list)
         settings["brains"] = [same_name(locate(brain, self.file.parent)) for brain in brains]
+        if isinstance(init := settings.get("init"), str):
+            settings["init"] = self._located(init, {})
         return settings
 
     def contender(

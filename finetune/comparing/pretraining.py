@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,6 @@ from cubeclf_core.checkpoint import load_checkpoint
 from cubeclf_core.content import content_hash
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.files import replacing
-from cubeclf_core.locations import modified
 from finetune.config import is_random
 
 # As cubeclf-pretrain does; it stops, ready to go on, when what started it is gone.
@@ -51,7 +50,8 @@ class Pretrained:
     settings
         Of `cubeclf-pretrain`, by the name of a pretraining.
     digests
-        Of the brains of each: of where they are, when they changed, and of their cells' places.
+        Of what each learns from: where its brains are, their cells' places, and the weights that it
+        begins with.
     """
 
     folder: Path
@@ -69,10 +69,7 @@ class Pretrained:
         """
         for name, own in settings.items():
             _check(name, own)
-        digests = {
-            name: _digest_of(own["brains"], own.get("voxel_size_um"))
-            for name, own in settings.items()
-        }
+        digests = {name: _digest_of(own) for name, own in settings.items()}
         return cls(folder, settings, digests)
 
     def find(self, name: str, seed: int) -> str:
@@ -84,8 +81,7 @@ class Pretrained:
     def run(self, name: str, seed: int) -> Path:
         """Folder of a pretraining's run; another for other settings or other brains."""
         settings = {key: v for key, v in self.settings[name].items() if key not in _BOOKKEEPING}
-        begins = content_hash(settings["init"]) if settings.get("init") else ""
-        told = [settings, begins, seed, self.digests[name], version("cubeclf")]
+        told = [settings, seed, self.digests[name], version("cubeclf")]
         key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:8]
         return self.folder / f"{re.sub(r'[^A-Za-z0-9-]+', '_', name)}-{seed}-{key}"
 
@@ -104,12 +100,11 @@ def _check(name: str, settings: Mapping[str, Any]) -> None:
         raise InputError(f"pretraining.{name}: {told}")
 
 
-def _digest_of(brains: Sequence[str], voxel_size_um: Sequence[float] | None) -> str:
-    told = hashlib.sha256()
-    for brain in load_brains(brains, voxel_size_um=voxel_size_um):
+def _digest_of(settings: Mapping[str, Any]) -> str:
+    told = hashlib.sha256(content_hash(settings.get("init") or "").encode())
+    for brain in load_brains(settings["brains"], voxel_size_um=settings.get("voxel_size_um")):
         assert brain.at is not None
-        changed = modified(brain.at.signal, brain.at.background)
-        told.update(repr((brain.at.from_anywhere(), brain.weight, changed)).encode())
+        told.update(repr((brain.at.from_anywhere(), brain.weight)).encode())
         told.update(b"" if brain.cells is None else brain.cells.positions.tobytes())
     return told.hexdigest()
 
@@ -147,12 +142,24 @@ def has_seen(backbone: str, volumes: frozenset[str]) -> str:
 
 
 def has_ended(run: Path) -> bool:
-    """Tell whether a run of `cubeclf-pretrain` took all of its steps; Ctrl-C exports sooner."""
+    """Tell whether a run of `cubeclf-pretrain` took all of its steps; Ctrl-C exports sooner.
+
+    Raises
+    ------
+    InputError
+        If it cannot be told.
+    """
     if not (run / "exported" / "backbone.safetensors").exists():
         return False
     header, _ = load_checkpoint(run, "backbone")
-    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    return bool(header.training["steps"] == settings["steps"])
+    try:
+        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        return bool(header.training["steps"] == settings["steps"])
+    except (OSError, UnicodeDecodeError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{run}: its config.yaml does not say how many steps were to be taken; delete the "
+            "folder, and they are taken anew"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 
 from cubeclf_core.axes import Size3
 from cubeclf_core.files import mark, replacing
-from cubeclf_core.locations import modified
+from cubeclf_core.locations import on_disk
 from cubeclf_core.network_configs import BackboneConfig
 from finetune.labels import Labelled, classes_of, group_of
 from finetune.sources import Sources, reach_um, read_sources
@@ -100,7 +100,8 @@ def fill(folder: Path, sources: Sources, channels: int, network: BackboneConfig)
     for brain in sources.brains:
         assert brain.cells is not None
         assert brain.at is not None
-        changed = modified(brain.at.signal, brain.at.background)
+        files = on_disk(brain.at.signal, brain.at.background)
+        changed = [file.stat().st_mtime_ns for file in files]
         told.update(repr((brain.group, brain.at.from_anywhere(), changed)).encode())
         told.update(brain.cells.positions.tobytes() + classes_of(brain.cells.types, {}).tobytes())
     for cube in sources.cubes:

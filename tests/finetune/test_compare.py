@@ -167,7 +167,13 @@ def test_a_wrong_plan_is_one_line(case: str, tmp_path: Path, command) -> None:
 def test_paths_are_relative_to_the_plan(tmp_path: Path) -> None:
     (tmp_path / "runs" / "x-0").mkdir(parents=True)
     contenders = {"x": {"backbone": "runs/x-{seed}"}, "y": {"backbone": {7: "resnet18"}}}
-    plan = read_plan(write_plan(tmp_path, contenders=contenders))
+    pretraining = {
+        "on": {"brains": ["a.zarr"], "init": "runs/x-0"},
+        "of images": {"brains": ["a.zarr"], "init": "timm:vit_tiny_patch16_224"},
+    }
+    plan = read_plan(write_plan(tmp_path, contenders=contenders, pretraining=pretraining))
+    assert plan.pretraining["on"]["init"] == str(tmp_path / "runs" / "x-0")
+    assert plan.pretraining["of images"]["init"] == "timm:vit_tiny_patch16_224"
     assert plan.brains == (tmp_path / "brains.yaml",)
     x, y = plan.contenders
     assert x.backbone_for("any") == str(tmp_path / "runs" / "x-{seed}")
@@ -371,6 +377,9 @@ def test_a_pretraining_that_was_stopped_sooner_has_not_ended(two: Path, command)
     told = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**told, "steps": 3}))
     assert not has_ended(run)  # Ctrl-C after two steps of three leaves such a folder
+    (run / "config.yaml").unlink()
+    with pytest.raises(InputError, match="delete the folder"):
+        has_ended(run)
 
 
 def test_a_pretraining_is_known_by_what_changes_its_weights(two: Path, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ import psutil
 import pytest
 import yaml
 
+from cubeclf_core.checkpoint import load_checkpoint
+
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals"),
     pytest.mark.slow,
@@ -56,8 +58,8 @@ def folder(simulated, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def start(folder: Path, out: str, *more: str) -> subprocess.Popen:
-    words = (str(folder / "plan.yaml"), "--out", str(folder / out), *more)
+def start(folder: Path, out: str, *more: str, plan: str = "plan.yaml") -> subprocess.Popen:
+    words = (str(folder / plan), "--out", str(folder / out), *more)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-W", "error", "-c", RUN, *words]
     return subprocess.Popen(
@@ -141,16 +143,29 @@ def test_a_signal_is_told_and_a_cluster_gives_the_same(
     assert table(folder, out) == reference
 
 
-def test_ctrl_c_in_the_middle_of_pretraining(folder: Path, reference: list[dict[str, str]]) -> None:
-    process = start(folder, "interrupted", "--workers", "2")
-    while not list((folder / "interrupted" / "pretraining").glob("*/train.log")):
+def test_ctrl_c_leaves_no_backbone_that_counts_as_pretrained(folder: Path) -> None:
+    settings = {**PLAN["pretraining"]["p"], "steps": 60, "checkpoint_every": 1}
+    contenders = {"pretrained": PLAN["contenders"]["pretrained"]}
+    plan = {**PLAN, "seeds": 1, "pretraining": {"p": settings}, "contenders": contenders}
+    del plan["rates"]
+    (folder / "longer.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    runs = folder / "interrupted" / "pretraining"
+    process = start(folder, "interrupted", "--workers", "1", plan="longer.yaml")
+    while process.poll() is None and not list(runs.glob("*/checkpoints/last.safetensors")):
         time.sleep(0.05)
+    assert process.poll() is None, process.stderr.read()
+    workers = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
     code, err = finish(process)
     assert code == 130, err
-    code, err = finish(start(folder, "interrupted", "--workers", "2", "--resume"))
+    psutil.wait_procs(workers, timeout=60)
+    assert not [worker for worker in workers if worker.is_running()]
+    assert list(runs.glob("*/checkpoints/last.safetensors"))
+    assert not list(runs.glob("*/exported/backbone.safetensors"))
+    code, err = finish(start(folder, "interrupted", "--resume", plan="longer.yaml"))
     assert code == 0, err
-    assert table(folder, "interrupted") == reference
+    (weights,) = runs.glob("*/exported/backbone.safetensors")
+    assert load_checkpoint(weights, "backbone")[0].training["steps"] == 60
 
 
 def test_a_process_that_dies_is_one_line(folder: Path) -> None:
