@@ -54,7 +54,8 @@ class Row:
     auc, average_precision, average_precision_less_prevalence
         Of the scores.
     backbone
-        Name or path, of a classifier too; empty for what has neither.
+        Name or path, of a classifier too, of a run of this comparison from its folder on; empty for
+        what has neither.
     seen
         Whether it has learned from the tested group's voxels before, without labels, or with them
         where it is a classifier: yes, no or unknown.
@@ -353,7 +354,8 @@ def read_cells(jobs: Sequence[Job], stock: Stock) -> Iterator[tuple[Row, Task, n
                     name = job.backbone(task.seed)
                     volumes = frozenset(stock.labels.volumes[i] for i in task.test)
                     device = "cpu" if job.contender.rule is not None else device
-                    told |= {"contender": job.contender.name, "backbone": name, "device": device}
+                    shown = job.pretrained.shown(name)
+                    told |= {"contender": job.contender.name, "backbone": shown, "device": device}
                     yield Row(**told, seen=has_seen(name, volumes)), task, scores
 
 

@@ -78,6 +78,12 @@ class Pretrained:
             return str(self.run(name, seed))
         return name.replace("{seed}", str(seed))
 
+    def shown(self, backbone: str) -> str:
+        """Give what a table says of a backbone: of a run of this comparison, its place in OUT."""
+        path = Path(backbone)
+        inside = path.is_relative_to(self.folder)
+        return path.relative_to(self.folder.parent).as_posix() if inside else backbone
+
     def run(self, name: str, seed: int) -> Path:
         """Folder of a pretraining's run; another for other settings or other brains."""
         settings = {key: v for key, v in self.settings[name].items() if key not in _BOOKKEEPING}

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 RUN = "from finetune.commands import compare; compare()"
-TIMES = ("train_seconds", "test_seconds", "memory_gb", "backbone")
+TIMES = ("train_seconds", "test_seconds", "memory_gb")
 PLAN: dict[str, Any] = {
     "data": {"brains": ["brains.yaml"]},
     "channels": 2,
@@ -78,7 +78,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
 
 
 def table(folder: Path, out: str) -> list[dict[str, str]]:
-    """All cells without what differs from run to run: times, and where backbones lie."""
+    """All cells without what differs from run to run: times."""
     with (folder / out / "results.csv").open(newline="", encoding="utf-8") as file:
         return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
