@@ -28,7 +28,8 @@ _PROTOCOLS = {
 def learning_curves(plan: Plan, rows: Sequence[Row]) -> Figure:
     """Plot quality over the number of labels: a mark is a mean over groups and seeds.
 
-    Bars span the seeds' means; a rule that learns nothing is a dashed line.
+    Bars span the seeds' means; a rule that learns nothing is a dashed line, which may lie below
+    what is shown.
     """
     protocols = _protocols(plan)
     figure = Figure((6.0 * len(protocols) + 1.8, 8.4), layout="constrained")
@@ -38,6 +39,7 @@ def learning_curves(plan: Plan, rows: Sequence[Row]) -> Figure:
         for axes, protocol in zip(line, protocols, strict=True):
             _curves(axes, plan, protocol, values)
         line[0].set_ylabel(title)
+        line[0].set_ylim(bottom=_lowest(plan, values))
     for axes, protocol in zip(grid[0], protocols, strict=True):
         axes.set_title(_PROTOCOLS[protocol])
     for axes in grid[-1]:
@@ -54,16 +56,14 @@ def group_curves(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figur
     protocols, groups = _protocols(plan), sorted({row.group for row in rows})
     figure = Figure((3.4 * len(groups) + 2.4, 3.6 * len(protocols)), layout="constrained")
     grid = figure.subplots(len(protocols), len(groups), squeeze=False, sharex="row")
-    learn = {contender.name for contender in plan.contenders if contender.rule not in UNSEEDED}
     values = by_group(rows, measure)
     for line, protocol in zip(grid, protocols, strict=True):
         for axes, group in zip(line, groups, strict=True):
             found = {key[:3]: value for key, value in values.items() if key[3] == group}
             _curves(axes, plan, protocol, found)
             axes.set_xlabel("labels")
-            learned = [v for (name, p, _), v in found.items() if name in learn and p == protocol]
-            if learned:
-                axes.set_ylim(bottom=min(low for _, low, _ in learned) - 0.02)
+            shown = {key: value for key, value in found.items() if key[1] == protocol}
+            axes.set_ylim(bottom=_lowest(plan, shown))
         line[0].set_ylabel(f"{TITLES[measure]}, {_PROTOCOLS[protocol]}")
     for axes, group in zip(grid[0], groups, strict=True):
         axes.set_title(plain_text(group, 30))
@@ -73,6 +73,13 @@ def group_curves(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figur
 
 def _protocols(plan: Plan) -> list[str]:
     return list(dict.fromkeys(protocol for protocol, _ in plan.rows))
+
+
+def _lowest(plan: Plan, values: Mapping[tuple[str, str, int], Value]) -> float | None:
+    """Give where a scale begins: below what learns; None, to leave it, where nothing does."""
+    learn = {contender.name for contender in plan.contenders if contender.rule not in UNSEEDED}
+    lows = [low for (name, _, _), (_, low, _) in values.items() if name in learn]
+    return min(lows) - 0.02 if lows else None
 
 
 def _curves(
@@ -134,8 +141,8 @@ def group_bars(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figure:
 
 def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> Figure:
     """Plot quality over what networks cost, in the row that all are compared in."""
-    figure = Figure((12, 4), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
+    figure = Figure((14, 4), layout="constrained")
+    panels = figure.subplots(1, 4, sharey=True)
     values = over_seeds(rows, "auc")
     row = common_row(plan)
     seconds: dict[str, list[float]] = {name: [] for name in costs}
@@ -148,11 +155,12 @@ def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Co
         cost, value = costs.get(contender.name), values.get((contender.name, *row))
         if cost is None or value is None:
             continue
-        across = (cost.gflop, cost.ms, float(np.median(seconds[contender.name])))
+        to_train = float(np.median(seconds[contender.name]))
+        across = (cost.parameters / 1e6, cost.gflop, cost.ms, to_train)
         for axes, x in zip(panels, across, strict=True):
             axes.plot(x, value[0], label=plain_text(contender.name, 40), **_look(number))
     device = next((f"{c.device}, threads: {c.threads}" for c in costs.values()), "")
-    labels = ("GFLOP a cuboid", f"ms a cuboid ({device})", "s to train")
+    labels = ("10⁶ parameters", "GFLOP a cuboid", f"ms a cuboid ({device})", "s to train")
     for axes, label in zip(panels, labels, strict=True):
         axes.set(xlabel=label, xscale="log")
         low, high = axes.get_xlim()

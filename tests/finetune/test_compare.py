@@ -28,6 +28,7 @@ from finetune.comparing.effects import effects
 from finetune.comparing.forest import forest_scores
 from finetune.comparing.grid import Row, jobs_of, run_job, search, searches
 from finetune.comparing.networks import DEVICE_KINDS, Network, Rate, device_kind
+from finetune.comparing.page import draw
 from finetune.comparing.plan import ALL, Contender, Own, read_plan
 from finetune.comparing.pretraining import Pretrained, has_ended, has_seen
 from finetune.comparing.rules import crowding
@@ -768,6 +769,24 @@ def test_times_say_of_which_device_and_of_how_many_labels(tmp_path: Path) -> Non
     # It is asked about twenty labels and three copies of each before.
     assert "| frozen | 10 | 1.00 | 2.00 | 0.7 | 0.0 |" in table
     assert "| on a GPU | 10 | 1.00 | 2.00 | 0.5 (cuda) | 0.0 (cuda) |" in table
+
+
+def test_pictures_have_a_scale_of_what_learns_and_all_costs(tmp_path: Path) -> None:
+    """A rule at .1 does not press together what learns, at .8 and .9."""
+    plan = read_plan(write_plan(tmp_path))
+    told = {"protocol": "transfer", "budget": 20, "group": "b", "device": "cpu", "backbone": ""}
+    rest = dict.fromkeys(Row.__dataclass_fields__, 0) | {"seen": "", "rate_by": ""} | told
+    done = [
+        Row(**{**rest, "contender": name, "seed": seed, "auc": auc, "train_seconds": 3.0})
+        for name, seed, auc in [("contrast", 0, 0.1), ("untrained", 0, 0.8), ("untrained", 1, 0.9)]
+    ]
+    drawn = draw(plan, done, {"untrained": Cost(2_000_000, 1.0, 2.0, "cpu", 1)})
+    for name in ("learning_curves", "group_curves"):
+        low, high = drawn[name].figure.axes[0].get_ylim()
+        assert 0.7 < low < 0.8
+        assert high > 0.9
+    quality = drawn["cost"].figure.axes
+    assert [list(panel.lines[0].get_xdata()) for panel in quality] == [[2.0], [1.0], [2.0], [3.0]]
 
 
 @pytest.mark.parametrize(("train", "copies"), [({}, 4), ({"freeze": False}, 0)])
