@@ -5,7 +5,8 @@
 Nothing is measured here; a part whose file is missing says so. Copy a benchmark's --json there to
 bring the page up to date, and a comparison's table.md, results.csv, differences.csv and pictures
 (learning_curves.png, group_curves.png, cost.png) into `benchmarks/results/comparison_NAME`. What
-there is to say of it goes into `about.md` there, and into `summary.md`, which comes first.
+there is to say of it goes into `about.md` there, and into `summary.md`, which comes first. Those of
+c-Fos are brought together in a table and a picture, which is drawn beside these files.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.apart import apart
 from benchmarks.candidates import SPARSE
+from benchmarks.glance import glance, picture
 from benchmarks.learning import report as learning
 from benchmarks.output import Figures
 from benchmarks.report import RATIOS, TARGETS, WAYS, findings
@@ -27,6 +29,7 @@ _BRAIN_VOXELS = 1e11
 _CUBOID_VOXELS = 20 * 50 * 50
 _BYTES = 2 * 2  # of a count, of two channels
 
+_GLANCE = "glance.png"
 _PICTURES = {
     "learning_curves.png": "Learning curves",
     "group_curves.png": "Of each group",
@@ -42,6 +45,7 @@ _LARGEST = f"tissue 200000.cubeclf.{_SIZE}.fast"
 def main() -> int:
     """Write the page; give the exit code."""
     text = page(RESULTS)
+    picture(RESULTS).savefig(RESULTS / _GLANCE, dpi=120, metadata={"Software": None})
     (DOCS / "benchmarks.md").write_text(text, encoding="utf-8")
     print(f"page: {DOCS / 'benchmarks.md'}")
     return 0
@@ -54,8 +58,9 @@ def page(results: Path) -> str:
         "Made by `make benchmarks` from `benchmarks/results`. Times on CPUs are of shared "
         "machines: ratios count, not seconds. Each part names its command.",
     ]
-    for text in ("summary.md", "words.md"):
-        parts.append((results / text).read_text(encoding="utf-8").strip())
+    parts += [_told(results / "summary.md"), *glance(results)]
+    parts += [f"![The same, block by block](../benchmarks/results/{_GLANCE})"]
+    parts.append(_told(results / "words.md"))
     for folder in sorted(results.glob("comparison_*")):
         parts += _comparison(folder)
     for name, title, command, write in PARTS:
@@ -65,11 +70,15 @@ def page(results: Path) -> str:
             figures: Figures = json.loads(file.read_text(encoding="utf-8"))
             parts += [_machine(figures), *write(figures)]
             if (about := results / f"{name}.md").exists():
-                parts.append(about.read_text(encoding="utf-8").strip())
+                parts.append(_told(about))
         else:
             parts.append("Not measured yet.")
     parts += ["## A hundred brains", *_estimate(results)]
     return "\n\n".join(parts) + "\n"
+
+
+def _told(file: Path) -> str:
+    return file.read_text(encoding="utf-8").strip()
 
 
 def _comparison(folder: Path) -> list[str]:
@@ -78,8 +87,7 @@ def _comparison(folder: Path) -> list[str]:
     parts.append(f"`python -m benchmarks.comparison {name} --folder F`")
     for file in ("about.md", "table.md"):
         if (folder / file).exists():
-            text = (folder / file).read_text(encoding="utf-8").strip()
-            parts.append(text.replace("\n## ", "\n### "))
+            parts.append(_told(folder / file).replace("\n## ", "\n### "))
     if (differences := folder / "differences.csv").exists():
         parts += apart(differences, name)
     for file, what in _PICTURES.items():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -11,7 +12,9 @@ import torch
 
 from benchmarks import finetuning, gpu, scaling
 from benchmarks.apart import apart
+from benchmarks.glance import glance
 from benchmarks.page import DOCS, RESULTS, finetuning_part, page, scaling_part
+from finetune.comparing.grid import Row
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +31,32 @@ def test_a_part_without_a_result_says_so(tmp_path: Path) -> None:
     assert after.count("Not measured yet.") == before.count("Not measured yet.") + 1
     assert "| simclr tiny, eager |" in before
     assert "| simclr tiny, eager |" not in after
+
+
+def test_tables_are_brought_together(tmp_path: Path) -> None:
+    """By the first that has it; the mean of blocks of what is of one draw is marked."""
+
+    def write(name: str, *lines: tuple[str, str, int, int, float]) -> None:
+        fields = dict.fromkeys(Row.__dataclass_fields__, "0")
+        (tmp_path / f"comparison_{name}").mkdir()
+        with (tmp_path / f"comparison_{name}" / "results.csv").open("w", newline="") as opened:
+            writer = csv.DictWriter(opened, list(fields))
+            writer.writeheader()
+            for contender, group, budget, seed, auc in lines:
+                told = {"contender": contender, "group": group, "budget": budget, "seed": seed}
+                writer.writerow(fields | told | {"auc": auc, "protocol": "own"})
+
+    assert glance(tmp_path) == []
+    write("cfos", *(("forest", group, 20, seed, 0.5) for group in "ab" for seed in (0, 1)))
+    own = [("ResNet-18", "a", 20, seed, 0.7 + 0.1 * seed) for seed in (0, 1)]
+    own += [("ResNet-18", "b", 20, seed, 0.3 + 0.1 * seed) for seed in (0, 1)]
+    one = [("ResNet-18, one seed", g, n, 0, 0.25) for g in "ab" for n in (20, 0)]
+    write("cfos_own", *own, *one, ("left out", "a", 20, 0, 0.9))
+    words, auc, _ = glance(tmp_path)
+    assert "of c-Fos, and a, b;" in words
+    assert "| forest | **.500** .500 .500 |" in auc
+    assert "| ResNet-18 from nothing | **.550** .750 .350 |  |  | **.250**† .250 .250 |" in auc
+    assert "left out" not in auc
 
 
 def test_a_hundred_brains_are_worked_out_from_the_network_and_from_reading(tmp_path: Path) -> None:
