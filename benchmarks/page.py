@@ -5,8 +5,8 @@
 Nothing is measured here; a part whose file is missing says so. Copy a benchmark's --json there to
 bring the page up to date, and a comparison's table.md, results.csv, differences.csv and pictures
 (learning_curves.png, group_curves.png, cost.png) into `benchmarks/results/comparison_NAME`. What
-there is to say of it goes into `about.md` there, and into `summary.md`, which comes first. Those of
-c-Fos are brought together in a table and a picture, which is drawn beside these files.
+there is to say of it goes into `about.md` there, and into `summary.md`, which comes first. The
+results of c-Fos are brought together in a table and a picture, which is drawn beside these files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.apart import apart
 from benchmarks.candidates import SPARSE
-from benchmarks.glance import glance, picture
+from benchmarks.glance import gather, picture, tables
 from benchmarks.learning import report as learning
 from benchmarks.output import Figures
 from benchmarks.report import RATIOS, TARGETS, WAYS, findings
@@ -45,8 +45,9 @@ _LARGEST = f"tissue 200000.cubeclf.{_SIZE}.fast"
 def main() -> int:
     """Write the page; give the exit code."""
     text = page(RESULTS)
-    picture(RESULTS).savefig(RESULTS / _GLANCE, dpi=120, metadata={"Software": None})
     (DOCS / "benchmarks.md").write_text(text, encoding="utf-8")
+    if rows := gather(RESULTS):
+        picture(rows).savefig(RESULTS / _GLANCE, dpi=120, metadata={"Software": None})
     print(f"page: {DOCS / 'benchmarks.md'}")
     return 0
 
@@ -58,8 +59,10 @@ def page(results: Path) -> str:
         "Made by `make benchmarks` from `benchmarks/results`. Times on CPUs are of shared "
         "machines: ratios count, not seconds. Each part names its command.",
     ]
-    parts += [_told(results / "summary.md"), *glance(results)]
-    parts += [f"![The same, block by block](../benchmarks/results/{_GLANCE})"]
+    parts.append(_told(results / "summary.md"))
+    if rows := gather(results):
+        shown = f"![AUC over labels, block by block](../benchmarks/results/{_GLANCE})"
+        parts += ["## Label for label: c-Fos at a glance", *tables(rows), shown]
     parts.append(_told(results / "words.md"))
     for folder in sorted(results.glob("comparison_*")):
         parts += _comparison(folder)

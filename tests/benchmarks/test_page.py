@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import finetuning, gpu, scaling
 from benchmarks.apart import apart
-from benchmarks.glance import glance
+from benchmarks.glance import gather, picture, tables
 from benchmarks.page import DOCS, RESULTS, finetuning_part, page, scaling_part
 from finetune.comparing.grid import Row
 
@@ -27,7 +27,11 @@ def test_a_part_without_a_result_says_so(tmp_path: Path) -> None:
     results = tmp_path / "results"
     shutil.copytree(RESULTS, results)
     (results / "gpu.json").unlink(missing_ok=True)
+    for folder in results.glob("comparison_cfos*"):
+        shutil.rmtree(folder)
     before, after = page(RESULTS), page(results)
+    assert "glance" in before
+    assert "glance" not in after
     assert after.count("Not measured yet.") == before.count("Not measured yet.") + 1
     assert "| simclr tiny, eager |" in before
     assert "| simclr tiny, eager |" not in after
@@ -46,17 +50,22 @@ def test_tables_are_brought_together(tmp_path: Path) -> None:
                 told = {"contender": contender, "group": group, "budget": budget, "seed": seed}
                 writer.writerow(fields | told | {"auc": auc, "protocol": "own"})
 
-    assert glance(tmp_path) == []
-    write("cfos", *(("forest", group, 20, seed, 0.5) for group in "ab" for seed in (0, 1)))
+    assert gather(tmp_path) == []
+    half = ("forest", "a", 20, 2, 0.9)  # not tried on b
+    write("cfos", *(("forest", group, 20, seed, 0.5) for group in "ab" for seed in (0, 1)), half)
     own = [("ResNet-18", "a", 20, seed, 0.7 + 0.1 * seed) for seed in (0, 1)]
     own += [("ResNet-18", "b", 20, seed, 0.3 + 0.1 * seed) for seed in (0, 1)]
     one = [("ResNet-18, one seed", g, n, 0, 0.25) for g in "ab" for n in (20, 0)]
     write("cfos_own", *own, *one, ("left out", "a", 20, 0, 0.9))
-    words, auc, _ = glance(tmp_path)
-    assert "of c-Fos, and a, b;" in words
+    rows = gather(tmp_path)
+    words, auc, _ = tables(rows)
+    assert "the mean of blocks, then a, b." in words
     assert "| forest | **.500** .500 .500 |" in auc
-    assert "| ResNet-18 from nothing | **.550** .750 .350 |  |  | **.250**† .250 .250 |" in auc
+    assert "| ResNet-18 from scratch | **.550** .750 .350 |  |  | **.250**† .250 .250 |" in auc
     assert "left out" not in auc
+    assert "contrast" not in auc
+    # Of each group by own labels, and by those of others.
+    assert len(picture(rows).axes) == 4
 
 
 def test_a_hundred_brains_are_worked_out_from_the_network_and_from_reading(tmp_path: Path) -> None:
