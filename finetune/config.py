@@ -98,7 +98,8 @@ class FinetuneConfig:
         often one way as the other, however many labels there are; by default if the labels are of
         several.
     precision
-        32-true, bf16-mixed, or auto: bf16 on a GPU that has it.
+        32-true, bf16-mixed, or auto: bf16 on a GPU that has it. On a CPU no residual network is
+        trained in bf16-mixed.
     classes
         Further classes and their types in cells files, {artefact: [-1]} for instance; without,
         what is no cell is one class.

@@ -89,6 +89,7 @@ def untrained_classifier(start: Start, config: FinetuneConfig) -> Classifier:
     InputError
         If the backbone cannot be trained as the settings ask for.
     """
+    _check_precision(start.backbone, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         classifier = fresh_classifier(
@@ -103,3 +104,18 @@ def untrained_classifier(start: Start, config: FinetuneConfig) -> Classifier:
         seed=config.seed,
     )
     return classifier
+
+
+def _check_precision(backbone: Backbone, config: FinetuneConfig) -> None:
+    """Refuse to train convolutions in bfloat16 on a CPU.
+
+    With torch 2.15 and AVX512-BF16, gradients of padded kernels of 3³ were not right on two planes,
+    or on one voxel of each: anything from a little off to infinite, another each time, and once a
+    crash. A usual cuboid has two planes in the third stage.
+    """
+    half = config.precision == "bf16-mixed" and not torch.cuda.is_available()
+    if half and not config.frozen and isinstance(backbone, ResNet3d):
+        raise InputError(
+            "precision is bf16-mixed, in which a CPU gets gradients of 3D convolutions wrong; a "
+            "residual network is trained there with precision 32-true"
+        )

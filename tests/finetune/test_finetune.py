@@ -266,6 +266,11 @@ def _scored(run: Path, volume: Path, cells):
         (("--backbone", "resnet19"), "resnet18"),
         (("--backbone", "resnet18", "--head", "attention"), "vision transformer"),
         (("--backbone", "resnet18", "--lora-rank", 2), "no attention"),
+        pytest.param(
+            ("--backbone", "resnet18", "--unfreeze-last", 1, "--precision", "bf16-mixed"),
+            "with precision 32-true",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU"),
+        ),
         (("--resume", "--overwrite"), "one of the two"),
     ],
 )
