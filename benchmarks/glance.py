@@ -1,4 +1,4 @@
-"""The c-Fos comparisons at a glance: who has what with how many labels, of their three tables."""
+"""The c-Fos comparisons at a glance: who has what with how many labels, of all three."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from finetune.comparing.plan import UNSEEDED, Contender, Plan, Rule, budget_name
 from finetune.comparing.table import TITLES, by_group, over_seeds
 
 ONE_DRAW = "†"
-_FROZEN, _TRAINED = ("cfos",), ("cfos_own", "cfos_transfer")
+_CFOS, _OWN_AND_TRANSFER = ("cfos",), ("cfos_own", "cfos_transfer")
 
 # By what it is called here: comparisons to look in, and its names there, the first with a figure.
 CONTENDERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "contrast": (_FROZEN, ("contrast",)),
-    "forest": (_FROZEN, ("forest",)),
-    "ResNet-18 from scratch": (_TRAINED, ("ResNet-18", "ResNet-18, one seed")),
-    "ResNet-50 from scratch": (_TRAINED, ("ResNet-50",)),
+    "contrast": (_CFOS, ("contrast",)),
+    "forest": (_CFOS, ("forest",)),
+    "ResNet-18 from scratch": (_OWN_AND_TRANSFER, ("ResNet-18", "ResNet-18, one seed")),
+    "ResNet-50 from scratch": (_OWN_AND_TRANSFER, ("ResNet-50",)),
     "ViT (nano) from scratch": (
-        _TRAINED,
+        _OWN_AND_TRANSFER,
         ("ViT (nano) from scratch", "ViT (nano) from scratch, one seed"),
     ),
-    "untrained, frozen": (_FROZEN, ("untrained, frozen",)),
-    "zoo (nano), frozen": (_FROZEN, ("zoo (nano), frozen",)),
+    "untrained, frozen": (_CFOS, ("untrained, frozen",)),
+    "zoo (nano), frozen": (_CFOS, ("zoo (nano), frozen",)),
     "zoo (nano), fine-tuned": (
-        _TRAINED,
+        _OWN_AND_TRANSFER,
         ("zoo (nano), fine-tuned", "zoo (nano), fine-tuned, one seed"),
     ),
-    "pretrained, frozen": (_FROZEN, ("pretrained, frozen",)),
+    "pretrained, frozen": (_CFOS, ("pretrained, frozen",)),
     "pretrained, fine-tuned": (
-        _FROZEN,
+        _CFOS,
         ("pretrained, fine-tuned", "pretrained, fine-tuned, one seed"),
     ),
 }
@@ -59,7 +59,7 @@ def gather(results: Path) -> list[Row]:
     """
     known = {
         name: _read(file)
-        for name in (*_FROZEN, *_TRAINED)
+        for name in (*_CFOS, *_OWN_AND_TRANSFER)
         if (file := results / f"comparison_{name}" / "results.csv").exists()
     }
     groups = {row.group for rows in known.values() for row in rows}
@@ -78,6 +78,11 @@ def gather(results: Path) -> list[Row]:
 def tables(rows: Sequence[Row]) -> list[str]:
     """Write a table for each measure: the mean over blocks, and each block.
 
+    Parameters
+    ----------
+    rows
+        Of `gather`, at least one.
+
     Returns
     -------
     list of str
@@ -86,9 +91,9 @@ def tables(rows: Sequence[Row]) -> list[str]:
     groups = sorted({row.group for row in rows})
     plan = _plan(rows)
     parts = [
-        f"In bold the mean of blocks, then {', '.join(groups)}. Three seeds, of pretraining too, "
-        f"or one ({ONE_DRAW}); empty where it was not run. What is trained has a rate that was "
-        "chosen by a hundred labels, but for ResNet-50, which has the usual one."
+        f"In bold the mean of blocks, then {', '.join(groups)}. Three seeds, of the pretraining on "
+        f"c-Fos too, or one ({ONE_DRAW}); empty where it was not run. What is trained has a rate "
+        "that was chosen by a hundred labels, but for ResNet-50, which has the usual one."
     ]
     draws: dict[tuple[str, str, int], set[int]] = defaultdict(set)
     for row in rows:
@@ -113,7 +118,13 @@ def tables(rows: Sequence[Row]) -> list[str]:
 
 
 def picture(rows: Sequence[Row]) -> Figure:
-    """Draw the same: AUC over labels, each block by itself; bars span the seeds."""
+    """Draw the same: AUC over labels, each block by itself; bars span the seeds.
+
+    Parameters
+    ----------
+    rows
+        Of `gather`, at least one.
+    """
     return group_curves(_plan(rows), rows)
 
 
@@ -127,7 +138,7 @@ def _read(file: Path) -> list[Row]:
 
 
 def _whole(rows: Sequence[Row], groups: set[str]) -> list[Row]:
-    """Leave seeds that were not tried on all groups, so that all figures are of the same."""
+    """Leave out seeds that were not tried on all groups, so that all figures are of the same."""
     tried: dict[tuple[str, int, int], set[str]] = defaultdict(set)
     for row in rows:
         tried[row.protocol, row.budget, row.seed].add(row.group)

@@ -6,7 +6,8 @@ Nothing is measured here; a part whose file is missing says so. Copy a benchmark
 bring the page up to date, and a comparison's table.md, results.csv, differences.csv and pictures
 (learning_curves.png, group_curves.png, cost.png) into `benchmarks/results/comparison_NAME`. What
 there is to say of it goes into `about.md` there, and into `summary.md`, which comes first. The
-results of c-Fos are brought together in a table and a picture, which is drawn beside these files.
+results of c-Fos are brought together, in a table for each measure and a picture that is drawn
+beside these files.
 """
 
 from __future__ import annotations

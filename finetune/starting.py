@@ -107,15 +107,16 @@ def untrained_classifier(start: Start, config: FinetuneConfig) -> Classifier:
 
 
 def _check_precision(backbone: Backbone, config: FinetuneConfig) -> None:
-    """Refuse to train convolutions in bfloat16 on a CPU.
+    """Refuse to train a residual network in bfloat16 on a CPU.
 
-    With torch 2.15 and AVX512-BF16, gradients of padded kernels of 3³ were not right on two planes,
-    or on one voxel of each: anything from a little off to infinite, another each time, and once a
-    crash. A usual cuboid has two planes in the third stage.
+    With torch 2.15 and AVX512-BF16, gradients of the weights of padded kernels of 3³ were not right
+    on two planes, or on one voxel of each: off by as much as they are, or infinite, another each
+    time, and once a crash. A usual cuboid has two planes in the third stage. Patches of a vision
+    transformer are not concerned: nothing is padded.
     """
     half = config.precision == "bf16-mixed" and not torch.cuda.is_available()
     if half and not config.frozen and isinstance(backbone, ResNet3d):
         raise InputError(
-            "precision is bf16-mixed, in which a CPU gets gradients of 3D convolutions wrong; a "
-            "residual network is trained there with precision 32-true"
+            "precision is bf16-mixed, in which a CPU gets gradients of a residual network's "
+            "convolutions wrong; train it there with precision 32-true"
         )

@@ -21,8 +21,10 @@ from cubeclf_core.checkpoint import Header, load_checkpoint, save_checkpoint
 from cubeclf_core.errors import CellsError, CheckpointError, InputError
 from cubeclf_core.trained import save_classifier
 from cubeclf_core.vit import Vit3dConfig
+from finetune.config import FinetuneConfig
 from finetune.cubes import read_cubes
 from finetune.labels import draw
+from finetune.starting import load_start, untrained_classifier
 
 NANO = Vit3dConfig(size="nano", channels=1)
 
@@ -281,6 +283,21 @@ def test_impossible_wishes_leave_nothing(flags, message, simulated, tmp_path, co
     assert outcome.code == 2
     assert message in outcome.lines[-1]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "train"), [("resnet18", {}), ("scratch:vit-nano", {"freeze": False})]
+)
+def test_half_precision_is_for_what_a_cpu_gets_right(backbone: str, train: dict[str, bool]) -> None:
+    config = FinetuneConfig(
+        backbone=backbone,
+        out=Path("unused"),
+        brains=(Path("unused"),),
+        precision="bf16-mixed",
+        **train,
+    )
+    start = load_start(backbone, channels=1, seed=0)
+    assert untrained_classifier(start, config).backbone is start.backbone
 
 
 def test_without_anything_held_out_nothing_is_claimed(simulated, tmp_path, command) -> None:
