@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from cubeclf_core import load_classifier
 from cubeclf_core.backbones import build_backbone, save_backbone
 from cubeclf_core.cells import Cells, read_cells, write_cells
-from cubeclf_core.errors import InputError
+from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.rules import density
 from cubeclf_core.trained import save_classifier
 from cubeclf_core.vit import Vit3dConfig
@@ -521,16 +521,25 @@ def test_what_cannot_be_compared_is_one_line_before_any_work(
     assert not (two / "out").exists()
 
 
-def test_a_rate_that_diverges_is_not_taken(two: Path) -> None:
+def choose_a_rate(two: Path, rates: list[float]) -> Rate:
     train = {"freeze": False, "epochs": 1, "batch_size": 8, "weight_decay": 0.0}
     contenders = {"trained": {"backbone": "scratch:vit-nano", "train": train}}
-    plan = read_plan(write_plan(two, rates=[1e30, 1], contenders=contenders))
+    plan = read_plan(write_plan(two, rates=rates, contenders=contenders))
     stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
     task = make_task(plan, stock.labels, stock.reach, ("transfer", 60), "b", 0)
     network = Network(plan.contenders[0], "scratch:vit-nano", 0, stock, two / "features")
-    rate = network.choose_rate(task)
+    return network.choose_rate(task)
+
+
+def test_a_rate_that_diverges_is_not_taken(two: Path) -> None:
+    rate = choose_a_rate(two, [1e30, 1])
     assert rate.factor == 1.0
     assert "1e+30: diverged" in rate.how
+
+
+def test_rates_that_all_diverge_are_said_with_what_the_lowest_came_to(two: Path) -> None:
+    with pytest.raises(RunFailed, match=r"each of the rates 1e\+35, 1e\+30.*at 1e\+30: .*gradient"):
+        choose_a_rate(two, [1e35, 1e30])
 
 
 def test_labels_of_one_other_brain_are_for_another(two: Path) -> None:
