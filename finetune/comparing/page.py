@@ -37,8 +37,14 @@ _AS_IT_IS = (
     "A classifier that is taken as it is has learned from whatever it was trained on: if that was "
     "what is tested here, its score says little. `seen` in results.csv says so where it is known."
 )
-_BARS = "Bars span the seeds; a dashed line may lie below what a panel shows."
-_EACH = f"{_BARS} Each panel has a scale of its own."
+_BARS = (
+    "Bars span the seeds, faint lines the groups; these and a dashed line may lie below what a "
+    "panel shows."
+)
+_EACH = (
+    "Bars span the seeds; a dashed line may lie below what a panel shows. Each panel has a scale "
+    "of its own."
+)
 _RATES = (
     "Where several learning rates were to be tried, one was chosen with the first seed, on labels "
     "held out among {}. Learning rates, below, and the table of all cells (results.csv) say what "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from finetune.comparing.grid import Row
 from finetune.comparing.plan import UNSEEDED, Plan, budget_name, common_row
 from finetune.comparing.table import TITLES, Value, by_group, over_seeds
 
+Cell = tuple[str, str, int]
+"""Contender, protocol and budget."""
+
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "0.45")
 _MARKS = "osD^vP*X"
 _PROTOCOLS = {
@@ -28,16 +32,16 @@ _PROTOCOLS = {
 def learning_curves(plan: Plan, rows: Sequence[Row]) -> Figure:
     """Plot quality over the number of labels: a mark is a mean over groups and seeds.
 
-    Bars span the seeds' means; a rule that learns nothing is a dashed line, which may lie below
-    what is shown.
+    Bars span the seeds, each a mean over groups, faint lines the groups, each a mean over seeds; a
+    rule that learns nothing is a dashed line. Groups and rules may lie below what is shown.
     """
     protocols = _protocols(plan)
     figure = Figure((6.0 * len(protocols) + 1.8, 8.4), layout="constrained")
     grid = figure.subplots(len(TITLES), len(protocols), squeeze=False, sharey="row", sharex="col")
     for line, (measure, title) in zip(grid, TITLES.items(), strict=True):
-        values = over_seeds(rows, measure)
+        values, each = over_seeds(rows, measure), _over_groups(rows, measure)
         for axes, protocol in zip(line, protocols, strict=True):
-            _curves(axes, plan, protocol, values)
+            _curves(axes, plan, protocol, values, each)
         line[0].set_ylabel(title)
         line[0].set_ylim(bottom=_lowest(plan, values))
     for axes, protocol in zip(grid[0], protocols, strict=True):
@@ -75,17 +79,29 @@ def _protocols(plan: Plan) -> list[str]:
     return list(dict.fromkeys(protocol for protocol, _ in plan.rows))
 
 
-def _lowest(plan: Plan, values: Mapping[tuple[str, str, int], Value]) -> float | None:
+def _lowest(plan: Plan, values: Mapping[Cell, Value]) -> float | None:
     """Give where a scale begins: below what learns; None, to leave it, where nothing does."""
     learn = {contender.name for contender in plan.contenders if contender.rule not in UNSEEDED}
     lows = [low for (name, _, _), (_, low, _) in values.items() if name in learn]
     return min(lows) - 0.02 if lows else None
 
 
+def _over_groups(rows: Sequence[Row], measure: str) -> dict[Cell, tuple[float, float]]:
+    """Give the lowest and the highest group of each cell, each a mean over seeds."""
+    found: dict[Cell, list[float]] = defaultdict(list)
+    for key, (mean, _, _) in by_group(rows, measure).items():
+        found[key[:3]].append(mean)
+    return {cell: (min(means), max(means)) for cell, means in found.items()}
+
+
 def _curves(
-    axes: Axes, plan: Plan, protocol: str, values: Mapping[tuple[str, str, int], Value]
+    axes: Axes,
+    plan: Plan,
+    protocol: str,
+    values: Mapping[Cell, Value],
+    spans: Mapping[Cell, tuple[float, float]] | None = None,
 ) -> None:
-    """Draw each contender's values over the budgets of one protocol."""
+    """Draw each contender's values over the budgets of one protocol; `spans` faintly behind."""
     budgets = [n for p, n in plan.rows if p == protocol]
     for number, contender in enumerate(plan.contenders):
         at = [i for i, n in enumerate(budgets) if (contender.name, protocol, n) in values]
@@ -99,6 +115,9 @@ def _curves(
         spread = np.abs(found[:, 1:] - found[:, :1]).T
         moved = np.array(at) + 0.03 * (number - len(plan.contenders) / 2)
         axes.errorbar(moved, found[:, 0], spread, label=label, capsize=2, **look)
+        if spans:
+            behind = np.array([spans[contender.name, protocol, budgets[i]] for i in at])
+            axes.vlines(moved, *behind.T, color=look["color"], lw=0.8, alpha=0.35, zorder=1)
     axes.set_xlim(-0.5, len(budgets) - 0.5)
     axes.set_xticks(range(len(budgets)), [budget_name(n) for n in budgets])
     _bare(axes)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.collections import LineCollection
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cubeclf_core import load_classifier
@@ -780,15 +781,17 @@ def test_times_say_of_which_device_and_of_how_many_labels(tmp_path: Path) -> Non
     assert "| on a GPU | 10 | 1.00 | 2.00 | 0.5 (cuda) | 0.0 (cuda) |" in table
 
 
+def scored(contender: str, group: str, seed: int, auc: float) -> Row:
+    told = {"protocol": "transfer", "budget": 20, "device": "cpu", "backbone": "", "seen": ""}
+    rest = dict.fromkeys(Row.__dataclass_fields__, 0) | told | {"rate_by": "", "train_seconds": 3.0}
+    return Row(**{**rest, "contender": contender, "group": group, "seed": seed, "auc": auc})
+
+
 def test_pictures_have_a_scale_of_what_learns_and_all_costs(tmp_path: Path) -> None:
     """A rule at .1 does not press together what learns, at .8 and .9."""
     plan = read_plan(write_plan(tmp_path))
-    told = {"protocol": "transfer", "budget": 20, "group": "b", "device": "cpu", "backbone": ""}
-    rest = dict.fromkeys(Row.__dataclass_fields__, 0) | {"seen": "", "rate_by": ""} | told
-    done = [
-        Row(**{**rest, "contender": name, "seed": seed, "auc": auc, "train_seconds": 3.0})
-        for name, seed, auc in [("contrast", 0, 0.1), ("untrained", 0, 0.8), ("untrained", 1, 0.9)]
-    ]
+    told = [("contrast", 0, 0.1), ("untrained", 0, 0.8), ("untrained", 1, 0.9)]
+    done = [scored(name, "b", seed, auc) for name, seed, auc in told]
     drawn = draw(plan, done, {"untrained": Cost(2_000_000, 1.0, 2.0, "cpu", 1)})
     for name in ("learning_curves", "group_curves"):
         low, high = drawn[name].figure.axes[0].get_ylim()
@@ -796,6 +799,19 @@ def test_pictures_have_a_scale_of_what_learns_and_all_costs(tmp_path: Path) -> N
         assert high > 0.9
     quality = drawn["cost"].figure.axes
     assert [list(panel.lines[0].get_xdata()) for panel in quality] == [[2.0], [1.0], [2.0], [3.0]]
+
+
+def test_curves_show_how_far_seeds_and_groups_lie_apart(tmp_path: Path) -> None:
+    told = [("a", 0, 0.6), ("a", 1, 0.8), ("b", 0, 0.9), ("b", 1, 0.9)]
+    done = [scored("untrained", group, seed, auc) for group, seed, auc in told]
+    axes = draw(read_plan(write_plan(tmp_path)), done, {})["learning_curves"].figure.axes[0]
+    spans = [
+        segment[:, 1].tolist()
+        for lines in axes.collections
+        if isinstance(lines, LineCollection)
+        for segment in lines.get_segments()
+    ]
+    assert sorted(spans) == [pytest.approx([0.7, 0.9]), pytest.approx([0.75, 0.85])]
 
 
 @pytest.mark.parametrize(("train", "copies"), [({}, 4), ({"freeze": False}, 0)])
