@@ -22,6 +22,7 @@ Cell = tuple[str, str, int]
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "0.45")
 _MARKS = "osD^vP*X"
+_HIGHEST = 1.005  # of either measure is 1; a little more shows a mark there whole
 _PROTOCOLS = {
     "own": "labels of the own brain",
     "both": "all labels of other brains, and of the own brain",
@@ -43,7 +44,7 @@ def learning_curves(plan: Plan, rows: Sequence[Row]) -> Figure:
         for axes, protocol in zip(line, protocols, strict=True):
             _curves(axes, plan, protocol, values, each)
         line[0].set_ylabel(title)
-        line[0].set_ylim(bottom=_lowest(plan, values))
+        _scale(line[0], plan, values)
     for axes, protocol in zip(grid[0], protocols, strict=True):
         axes.set_title(_PROTOCOLS[protocol])
     for axes in grid[-1]:
@@ -67,7 +68,7 @@ def group_curves(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figur
             _curves(axes, plan, protocol, found)
             axes.set_xlabel("labels")
             shown = {key: value for key, value in found.items() if key[1] == protocol}
-            axes.set_ylim(bottom=_lowest(plan, shown))
+            _scale(axes, plan, shown)
         line[0].set_ylabel(f"{TITLES[measure]}, {_PROTOCOLS[protocol]}")
     for axes, group in zip(grid[0], groups, strict=True):
         axes.set_title(plain_text(group, 30))
@@ -79,11 +80,12 @@ def _protocols(plan: Plan) -> list[str]:
     return list(dict.fromkeys(protocol for protocol, _ in plan.rows))
 
 
-def _lowest(plan: Plan, values: Mapping[Cell, Value]) -> float | None:
-    """Give where a scale begins: below what learns; None, to leave it, where nothing does."""
+def _scale(axes: Axes, plan: Plan, values: Mapping[Cell, Value]) -> None:
+    """Begin a scale below what learns, where anything does, and end it at what can be reached."""
     learn = {contender.name for contender in plan.contenders if contender.rule not in UNSEEDED}
     lows = [low for (name, _, _), (_, low, _) in values.items() if name in learn]
-    return min(lows) - 0.02 if lows else None
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(min(lows) - 0.02 if lows else bottom, min(top, _HIGHEST))
 
 
 def _over_groups(rows: Sequence[Row], measure: str) -> dict[Cell, tuple[float, float]]:
