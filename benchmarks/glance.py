@@ -14,7 +14,7 @@ from benchmarks.comparison import PLANS
 from finetune.comparing.grid import Row
 from finetune.comparing.pictures import group_curves
 from finetune.comparing.plan import UNSEEDED, Contender, Plan, Rule, budget_name, read_plan
-from finetune.comparing.table import TITLES, by_group, over_seeds
+from finetune.comparing.table import TITLES, by_group, over_seeds, whole
 
 ONE_DRAW = "†"
 _CFOS, _OWN_AND_TRANSFER = ("cfos",), ("cfos_own", "cfos_transfer")
@@ -69,7 +69,7 @@ def gather(results: Path) -> list[Row]:
         for comparison in comparisons:
             for alias in aliases:
                 rows = [row for row in known.get(comparison, []) if row.contender == alias]
-                new = [row for row in _whole(rows, groups) if (row.protocol, row.budget) not in had]
+                new = [row for row in whole(rows, groups) if (row.protocol, row.budget) not in had]
                 had |= {(row.protocol, row.budget) for row in new}
                 found += [dataclasses.replace(row, contender=name) for row in new]
     return found
@@ -135,14 +135,6 @@ def _read(file: Path) -> list[Row]:
     with file.open(encoding="utf-8", newline="") as opened:
         lines = csv.DictReader(opened)
         return [Row(**{key: cast[key](value) for key, value in line.items()}) for line in lines]
-
-
-def _whole(rows: Sequence[Row], groups: set[str]) -> list[Row]:
-    """Leave out seeds that were not tried on all groups, so that all figures are of the same."""
-    tried: dict[tuple[str, int, int], set[str]] = defaultdict(set)
-    for row in rows:
-        tried[row.protocol, row.budget, row.seed].add(row.group)
-    return [row for row in rows if tried[row.protocol, row.budget, row.seed] == groups]
 
 
 def _plan(rows: Sequence[Row]) -> Plan:

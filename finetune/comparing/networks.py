@@ -96,20 +96,20 @@ class Network:
             return Rate(USUAL, "the usual one: too few labels to hold any out")
         kinds = self.stock.labels.labels[task.learn][parts[0].held_out] == CELL_CLASS
         found: dict[float, float] = {}
-        failed: dict[float, RunFailed] = {}
+        failed: dict[float, str] = {}
         for factor in factors:
             try:
                 said = self._tried(task, Rate(factor, ""), parts[0])
             except RunFailed as error:  # it diverges
-                failed[factor] = error
+                failed[factor] = str(error)
                 continue
             found[factor] = float(average_precision_score(kinds, said))
         if not found:
             lowest = min(factors)
             raise RunFailed(
-                f"{self.contender.name} diverges at each of the rates {_list(factors)}; give the "
-                f"plan lower ones (at {lowest:g}: {failed[lowest]})"
-            ) from failed[lowest]
+                f"{self.contender.name}, {task.name}, diverges at each of the rates "
+                f"{_list(factors)}; give the plan lower ones (at {lowest:g}: {failed[lowest]})"
+            )
         # Of equals, which few held-out labels often make, the one nearest to the usual.
         best = max(found, key=lambda factor: (found[factor], -abs(math.log(factor))))
         tried = ", ".join(

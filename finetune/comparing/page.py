@@ -38,8 +38,8 @@ _AS_IT_IS = (
     "what is tested here, its score says little. `seen` in results.csv says so where it is known."
 )
 _BARS = (
-    "Bars span the seeds, faint lines the groups; these and a dashed line may lie below what a "
-    "panel shows."
+    "Bars span the seeds, faint lines, of AUC, the groups; these and a dashed line may lie below "
+    "what a panel shows."
 )
 _EACH = (
     "Bars span the seeds; a dashed line may lie below what a panel shows. Each panel has a scale "

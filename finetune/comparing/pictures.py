@@ -15,14 +15,11 @@ from cubeclf_core.drawing import plain_text
 from finetune.comparing.cost import Cost
 from finetune.comparing.grid import Row
 from finetune.comparing.plan import UNSEEDED, Plan, budget_name, common_row
-from finetune.comparing.table import TITLES, Value, by_group, over_seeds
-
-Cell = tuple[str, str, int]
-"""Contender, protocol and budget."""
+from finetune.comparing.table import TITLES, Point, Value, by_group, over_seeds, whole
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "0.45")
 _MARKS = "osD^vP*X"
-_HIGHEST = 1.005  # of either measure is 1; a little more shows a mark there whole
+_HIGHEST = 1.005  # no measure is above 1; a little more shows a mark there
 _PROTOCOLS = {
     "own": "labels of the own brain",
     "both": "all labels of other brains, and of the own brain",
@@ -33,16 +30,18 @@ _PROTOCOLS = {
 def learning_curves(plan: Plan, rows: Sequence[Row]) -> Figure:
     """Plot quality over the number of labels: a mark is a mean over groups and seeds.
 
-    Bars span the seeds, each a mean over groups, faint lines the groups, each a mean over seeds; a
-    rule that learns nothing is a dashed line. Groups and rules may lie below what is shown.
+    Bars span the seeds, each a mean over groups, faint lines the groups, each a mean over seeds,
+    where the share of cells does not decide what a group can have; a rule that learns nothing is a
+    dashed line. Groups and rules may lie below what is shown.
     """
     protocols = _protocols(plan)
     figure = Figure((6.0 * len(protocols) + 1.8, 8.4), layout="constrained")
     grid = figure.subplots(len(TITLES), len(protocols), squeeze=False, sharey="row", sharex="col")
     for line, (measure, title) in zip(grid, TITLES.items(), strict=True):
-        values, each = over_seeds(rows, measure), _over_groups(rows, measure)
+        values = over_seeds(rows, measure)
+        spans = _over_groups(rows, measure) if measure == "auc" else None
         for axes, protocol in zip(line, protocols, strict=True):
-            _curves(axes, plan, protocol, values, each)
+            _curves(axes, plan, protocol, values, spans)
         line[0].set_ylabel(title)
         _scale(line[0], plan, values)
     for axes, protocol in zip(grid[0], protocols, strict=True):
@@ -80,7 +79,7 @@ def _protocols(plan: Plan) -> list[str]:
     return list(dict.fromkeys(protocol for protocol, _ in plan.rows))
 
 
-def _scale(axes: Axes, plan: Plan, values: Mapping[Cell, Value]) -> None:
+def _scale(axes: Axes, plan: Plan, values: Mapping[Point, Value]) -> None:
     """Begin a scale below what learns, where anything does, and end it at what can be reached."""
     learn = {contender.name for contender in plan.contenders if contender.rule not in UNSEEDED}
     lows = [low for (name, _, _), (_, low, _) in values.items() if name in learn]
@@ -88,20 +87,20 @@ def _scale(axes: Axes, plan: Plan, values: Mapping[Cell, Value]) -> None:
     axes.set_ylim(min(lows) - 0.02 if lows else bottom, min(top, _HIGHEST))
 
 
-def _over_groups(rows: Sequence[Row], measure: str) -> dict[Cell, tuple[float, float]]:
-    """Give the lowest and the highest group of each cell, each a mean over seeds."""
-    found: dict[Cell, list[float]] = defaultdict(list)
-    for key, (mean, _, _) in by_group(rows, measure).items():
+def _over_groups(rows: Sequence[Row], measure: str) -> dict[Point, tuple[float, float]]:
+    """Give the lowest and the highest group of each point, each a mean over the same seeds."""
+    found: dict[Point, list[float]] = defaultdict(list)
+    for key, (mean, _, _) in by_group(whole(rows, {r.group for r in rows}), measure).items():
         found[key[:3]].append(mean)
-    return {cell: (min(means), max(means)) for cell, means in found.items()}
+    return {point: (min(means), max(means)) for point, means in found.items()}
 
 
 def _curves(
     axes: Axes,
     plan: Plan,
     protocol: str,
-    values: Mapping[Cell, Value],
-    spans: Mapping[Cell, tuple[float, float]] | None = None,
+    values: Mapping[Point, Value],
+    spans: Mapping[Point, tuple[float, float]] | None = None,
 ) -> None:
     """Draw each contender's values over the budgets of one protocol; `spans` faintly behind."""
     budgets = [n for p, n in plan.rows if p == protocol]
@@ -119,7 +118,7 @@ def _curves(
         axes.errorbar(moved, found[:, 0], spread, label=label, capsize=2, **look)
         if spans:
             behind = np.array([spans[contender.name, protocol, budgets[i]] for i in at])
-            axes.vlines(moved, *behind.T, color=look["color"], lw=0.8, alpha=0.35, zorder=1)
+            axes.vlines(moved, *behind.T, color=look["color"], lw=0.8, alpha=0.5, zorder=1)
     axes.set_xlim(-0.5, len(budgets) - 0.5)
     axes.set_xticks(range(len(budgets)), [budget_name(n) for n in budgets])
     _bare(axes)

@@ -7,12 +7,15 @@ import dataclasses
 import io
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from finetune.comparing.cost import Cost
 from finetune.comparing.grid import Row
 from finetune.comparing.plan import Plan, budget_name, common_row
+
+Point = tuple[str, str, int]
+"""Contender, protocol and budget."""
 
 Value = tuple[float, float, float]
 """Mean over groups and seeds, and the lowest and highest seed, each a mean over groups."""
@@ -32,25 +35,23 @@ def to_csv(rows: Iterable[Any]) -> str:
     return text.getvalue()
 
 
-def over_seeds(rows: Sequence[Row], measure: str) -> dict[tuple[str, str, int], Value]:
-    """Average over groups within each seed, then over seeds.
-
-    Returns
-    -------
-    dict
-        By contender, protocol and budget. Only seeds that were tried on all groups count, so that
-        no mean is of other groups than another.
-    """
-    groups = {row.group for row in rows}
-    found: dict[tuple[str, str, int], dict[int, dict[str, float]]] = defaultdict(dict)
+def whole(rows: Sequence[Row], groups: Set[str]) -> list[Row]:
+    """Leave out seeds that were not tried on all groups: no mean is of others than another."""
+    tried: dict[tuple[Point, int], set[str]] = defaultdict(set)
     for row in rows:
-        cell = found[row.contender, row.protocol, row.budget].setdefault(row.seed, {})
-        cell[row.group] = getattr(row, measure)
+        tried[_point(row), row.seed].add(row.group)
+    return [row for row in rows if tried[_point(row), row.seed] == groups]
+
+
+def over_seeds(rows: Sequence[Row], measure: str) -> dict[Point, Value]:
+    """Average over groups within each seed that was tried on all of them, then over seeds."""
+    found: dict[Point, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in whole(rows, {row.group for row in rows}):
+        found[_point(row)][row.seed].append(getattr(row, measure))
     values = {}
-    for key, seeds in found.items():
-        means = [statistics.mean(of.values()) for of in seeds.values() if set(of) == groups]
-        if means:
-            values[key] = (statistics.mean(means), min(means), max(means))
+    for point, seeds in found.items():
+        means = [statistics.mean(of_groups) for of_groups in seeds.values()]
+        values[point] = (statistics.mean(means), min(means), max(means))
     return values
 
 
@@ -148,6 +149,10 @@ def _seconds(row: Row, cost: Cost | None) -> float:
     if cost is None or row.device != cost.kind:
         return row.train_seconds
     return cost.seconds_to_train(row.labels, row.train_seconds)
+
+
+def _point(row: Row) -> Point:
+    return row.contender, row.protocol, row.budget
 
 
 def _row_name(row: tuple[str, int]) -> str:
