@@ -14,7 +14,7 @@ from benchmarks.comparison import PLANS
 from finetune.comparing.grid import Row
 from finetune.comparing.pictures import group_curves
 from finetune.comparing.plan import UNSEEDED, Contender, Plan, Rule, budget_name, read_plan
-from finetune.comparing.table import TITLES, by_group, over_seeds, whole
+from finetune.comparing.table import TITLES, Point, by_group, over_seeds, whole
 
 ONE_DRAW = "†"
 _CFOS, _OWN_AND_TRANSFER = ("cfos",), ("cfos_own", "cfos_transfer")
@@ -95,7 +95,7 @@ def tables(rows: Sequence[Row]) -> list[str]:
         f"c-Fos too, or one ({ONE_DRAW}); empty where it was not run. What is trained has a rate "
         "that was chosen by a hundred labels, but for ResNet-50, which has the usual one."
     ]
-    draws: dict[tuple[str, str, int], set[int]] = defaultdict(set)
+    draws: dict[Point, set[int]] = defaultdict(set)
     for row in rows:
         draws[row.contender, row.protocol, row.budget].add(row.seed)
     for measure, title in TITLES.items():
