@@ -37,7 +37,10 @@ def apart(file: Path, name: str) -> list[str]:
     with file.open(encoding="utf-8", newline="") as opened:
         for line in csv.DictReader(opened):
             row = f"{line['protocol']} {budget_name(int(line['budget']))}"
-            key = line["measure"], line["contender"], row, line["group"]
+            contender, other = line["contender"], line["contender_budget"]
+            if other != line["budget"]:
+                contender += f", {budget_name(int(other))} labels"
+            key = line["measure"], contender, row, line["group"]
             signs[key] = _sign(float(line["low"]), float(line["high"]))
             groups[line["group"]] = rows[row] = None
     if not signs:

@@ -3,10 +3,14 @@
 Blocks of space are drawn with replacement within each tested group, the same for both contenders,
 and the difference is averaged over seeds. So an interval says how far a difference would move with
 other tissue of the same brain; a few brains and seeds are no population, and there are no p-values.
+
+Both have the same labels. What has one budget alone, as a large network that was trained on all
+labels, is also compared with what the reference makes of fewer, or of more: the same is tested.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,23 +39,25 @@ class Effect:
     Attributes
     ----------
     protocol, budget, group
-        Where.
-    contender
-        The other.
+        Where; the budget is that of the reference.
+    contender, contender_budget
+        The other, and its own: another one if it has that alone.
     measure
         One of `MEASURES`.
     difference
-        Mean over the seeds that both have; a rule that learns nothing counts for each.
+        Mean over the seeds that both have; a rule that learns nothing counts for each, and so does
+        each seed for each where budgets differ.
     low, high
         Ends of the 95 % interval; NaN where there are too few blocks for one.
     seeds
-        How many.
+        How many, of the reference if it is no such rule.
     """
 
     protocol: str
     budget: int
     group: str
     contender: str
+    contender_budget: int
     measure: str
     difference: float
     low: float
@@ -60,44 +66,52 @@ class Effect:
 
 
 def effects(cells: Iterable[Cell], stock: Stock, plan: Plan) -> list[Effect]:
-    """Compare the reference with all others, label for label: of seeds, those that both have."""
-    reference = plan.reference
+    """Compare the reference with all others: of seeds, those that both have."""
     unseeded = {c.name for c in plan.contenders if c.rule in UNSEEDED}
-    tests: dict[tuple[str, int, str], list[Cell]] = defaultdict(list)
+    tests: dict[tuple[str, str], list[Cell]] = defaultdict(list)
     for cell in cells:
-        tests[cell[0].protocol, cell[0].budget, cell[0].group].append(cell)
+        tests[cell[0].protocol, cell[0].group].append(cell)
     found = []
     with progress("resampling", len(tests), unit="tests") as advance:
         for own in tests.values():
-            if any(row.contender == reference for row, _, _ in own):
-                found += _of_test(own, stock, reference, unseeded)
+            if any(row.contender == plan.reference for row, _, _ in own):
+                found += _of_test(own, stock, plan.reference, unseeded)
             advance()
-    return found
+    order = {row: number for number, row in enumerate(plan.rows)}
+    return sorted(found, key=lambda effect: order[effect.protocol, effect.budget])
 
 
 def _of_test(cells: list[Cell], stock: Stock, reference: str, unseeded: set[str]) -> list[Effect]:
-    """All differences in one test, whose candidates are the same for all."""
+    """All differences in one test, whose candidates are the same for all budgets."""
     first, task, _ = cells[0]
     positions = stock.labels.positions_um[task.test]
     blocks = spatial_blocks(positions, [stock.labels.volumes[i] for i in task.test])
     weights = np.concatenate(list(resampled_weights(blocks, _RESAMPLES, seed=0)))
     is_cell, everything = stock.labels.labels[task.test], np.arange(len(task.test))
     enough = blocks.count(everything) >= TOO_FEW_BLOCKS
-    once: dict[str, dict[int, Metrics]] = defaultdict(dict)
-    again: dict[str, dict[int, Metrics]] = defaultdict(dict)
+    # By contender and budget, then by seed.
+    once: dict[tuple[str, int], dict[int, Metrics]] = defaultdict(dict)
+    again: dict[tuple[str, int], dict[int, Metrics]] = defaultdict(dict)
     for row, _, scores in cells:
-        once[row.contender][row.seed] = measure_score(is_cell, scores, everything, None)
-        again[row.contender][row.seed] = measure_score(is_cell, scores, everything, weights)
+        point = row.contender, row.budget
+        once[point][row.seed] = measure_score(is_cell, scores, everything, None)
+        again[point][row.seed] = measure_score(is_cell, scores, everything, weights)
+    budgets = defaultdict(list)
+    for name, budget in once:
+        budgets[name].append(budget)
     found = []
-    for name in once:
-        pairs = _pairs(
-            list(once[reference]), list(once[name]), reference in unseeded, name in unseeded
-        )
-        if name == reference or not pairs:
+    for budget, (name, other) in itertools.product(budgets[reference], once):
+        alike = other == budget
+        if name == reference or not (alike or budgets[name] == [other]):
+            continue
+        ours, theirs = (reference, budget), (name, other)
+        seeds = list(once[ours]), list(once[theirs])
+        pairs = _pairs(*seeds, either=not alike or bool({reference, name} & unseeded))
+        if not pairs:
             continue
         for measure in MEASURES:
             plain, resampled = (
-                np.mean([of[reference][a][measure] - of[name][b][measure] for a, b in pairs], 0)
+                np.mean([of[ours][a][measure] - of[theirs][b][measure] for a, b in pairs], 0)
                 for of in (once, again)
             )
             ends = interval(resampled) if enough else None
@@ -105,25 +119,22 @@ def _of_test(cells: list[Cell], stock: Stock, reference: str, unseeded: set[str]
             found.append(
                 Effect(
                     first.protocol,
-                    first.budget,
+                    budget,
                     first.group,
                     name,
+                    other,
                     measure,
                     float(plain[0]),
                     low,
                     high,
-                    len(pairs),
+                    len({b if reference in unseeded else a for a, b in pairs}),
                 )
             )
     return found
 
 
-def _pairs(
-    ours: list[int], theirs: list[int], unseeded: bool, other_unseeded: bool
-) -> list[tuple[int, int]]:
-    """Seeds that are compared: the same, whose labels are the same; with a rule, each with it."""
-    if other_unseeded:
-        return [(seed, theirs[0]) for seed in ours]
-    if unseeded:
-        return [(ours[0], seed) for seed in theirs]
+def _pairs(ours: list[int], theirs: list[int], *, either: bool) -> list[tuple[int, int]]:
+    """Seeds that are compared: the same, whose labels are the same, or each with each."""
+    if either:
+        return list(itertools.product(ours, theirs))
     return [(seed, seed) for seed in ours if seed in theirs]

@@ -119,7 +119,7 @@ def _effects(found: Sequence[Effect], measure: str, title: str) -> str:
         return ""
     lines = [
         [
-            escape(effect.contender),
+            escape(_than(effect)),
             f"{effect.protocol}, {budget_name(effect.budget)}",
             escape(effect.group),
             f"{effect.difference:+.3f}",
@@ -131,6 +131,12 @@ def _effects(found: Sequence[Effect], measure: str, title: str) -> str:
     ]
     head = ["than", "labels", "group", title, "95 % interval", "seeds"]
     return details(f"all differences in {title}", table(head, lines, text_columns=3))
+
+
+def _than(effect: Effect) -> str:
+    if effect.contender_budget == effect.budget:
+        return effect.contender
+    return f"{effect.contender}, {budget_name(effect.contender_budget)} labels"
 
 
 def _rates(plan: Plan, rows: Sequence[Row]) -> str:

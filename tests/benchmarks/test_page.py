@@ -99,12 +99,13 @@ def test_no_result_names_a_path() -> None:
 
 def test_who_is_ahead_is_told_of_each_group(tmp_path: Path) -> None:
     ends = {"a": (0.1, 0.3), "b": (-0.3, -0.1), "c": (-0.1, 0.1), "d": (float("nan"),) * 2}
-    lines = ["protocol,budget,group,contender,measure,difference,low,high,seeds"]
+    lines = ["protocol,budget,group,contender,contender_budget,measure,difference,low,high,seeds"]
     for measure, turned in (("auc", 1), ("average_precision_less_prevalence", -1)):
         for group, (low, high) in ends.items():
             low, high = sorted((turned * low, turned * high))
-            lines.append(f"own,0,{group},forest,{measure},0,{low},{high},1")
-    lines.append("transfer,30,c,gone from the plan,auc,0,-1,1,1")
+            lines.append(f"own,0,{group},forest,0,{measure},0,{low},{high},1")
+    lines.append("transfer,30,c,gone from the plan,30,auc,0,-1,1,1")
+    lines.append("transfer,30,a,forest,0,auc,0,1,2,1")
     (tmp_path / "differences.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     said, auc, precision = apart(tmp_path / "differences.csv", "small")
     assert "**pretrained, frozen**" in said
@@ -112,6 +113,7 @@ def test_who_is_ahead_is_told_of_each_group(tmp_path: Path) -> None:
     assert "| AUC | own all | transfer 30 |" in auc
     assert "| forest | + − · ? |  |" in auc
     assert "| gone from the plan |  | ? ? · ? |" in auc
+    assert "| forest, all labels |  | + ? ? ? |" in auc
     assert "| forest | − + · ? |  |" in precision
     (tmp_path / "differences.csv").write_text("")
     assert apart(tmp_path / "differences.csv", "small") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -696,18 +697,23 @@ def test_rates_are_chosen_before_cells_and_not_where_cells_have_one(two: Path) -
 
 
 def test_differences_are_of_the_same_labels(two: Path) -> None:
-    """A contender with one seed is compared with that seed; a rule with every seed."""
+    """A contender with one seed is compared with that seed; a rule with every seed.
+
+    One that has one budget alone is compared with the reference's others, too: of all draws.
+    """
     contenders = {
         "reference": {"backbone": "scratch:vit-nano"},
         "one seed": {"backbone": "resnet18", "seeds": 1},
+        "by all": {"backbone": "resnet18", "seeds": 2, "transfer": ["all"]},
         "contrast": {"rule": "contrast"},
     }
-    plan = read_plan(write_plan(two, contenders=contenders, seeds=3))
+    transfer = {"labels": [20, "all"]}
+    plan = read_plan(write_plan(two, contenders=contenders, transfer=transfer, seeds=3))
     stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
     random, cells = np.random.default_rng(0), []
     for contender in plan.contenders:
-        for seed in range(contender.seeds):
-            task = make_task(plan, stock.labels, stock.reach, ("transfer", 20), "b", seed)
+        for seed, at in itertools.product(range(contender.seeds), plan.rows_of(contender)):
+            task = make_task(plan, stock.labels, stock.reach, at, "b", seed)
             scores = random.random(len(task.test))
             auc = roc_auc_score(stock.labels.labels[task.test], scores)
             words = {
@@ -719,15 +725,25 @@ def test_differences_are_of_the_same_labels(two: Path) -> None:
                 "device": "",
             }
             zeros = dict.fromkeys(set(Row.__dataclass_fields__) - set(words), 0)
-            known = {"contender": contender.name, "seed": seed, "auc": auc, "budget": 20}
+            known = {"contender": contender.name, "seed": seed, "auc": auc, "budget": at[1]}
             cells.append((Row(**(zeros | words | known)), task, scores))
-    auc = {(row.contender, row.seed): row.auc for row, _, _ in cells}
-    found = {e.contender: e for e in effects(cells, stock, plan) if e.measure == "auc"}
-    assert (found["one seed"].seeds, found["contrast"].seeds) == (1, 3)
-    expected = auc["reference", 0] - auc["one seed", 0]
-    assert found["one seed"].difference == pytest.approx(expected)
-    mean = np.mean([auc["reference", seed] for seed in range(3)])
-    assert found["contrast"].difference == pytest.approx(mean - auc["contrast", 0])
+    auc = {(row.contender, row.budget, row.seed): row.auc for row, _, _ in cells}
+    all_of_them = [e for e in effects(cells, stock, plan) if e.measure == "auc"]
+    found = {(e.contender, e.budget, e.contender_budget): e for e in all_of_them}
+    assert list(found) == [
+        *(("one seed", 20, 20), ("by all", 20, ALL), ("contrast", 20, 20)),
+        *(("one seed", ALL, ALL), ("by all", ALL, ALL), ("contrast", ALL, ALL)),
+    ]
+    ours = {n: [auc["reference", n, seed] for seed in range(3)] for n in (20, ALL)}
+    theirs = [auc["by all", ALL, seed] for seed in range(2)]
+    for key, seeds, expected in (
+        (("one seed", 20, 20), 1, ours[20][0] - auc["one seed", 20, 0]),
+        (("contrast", 20, 20), 3, np.mean(ours[20]) - auc["contrast", 20, 0]),
+        (("by all", 20, ALL), 3, np.mean(ours[20]) - np.mean(theirs)),
+        (("by all", ALL, ALL), 2, np.mean(ours[ALL][:2]) - np.mean(theirs)),
+    ):
+        assert found[key].seeds == seeds
+        assert found[key].difference == pytest.approx(expected)
 
 
 def test_a_forest_learns_from_ten_labels() -> None:
