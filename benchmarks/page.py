@@ -4,17 +4,17 @@
 
 Nothing is measured here; a part whose file is missing says so. Copy a benchmark's --json there to
 bring the page up to date, and a comparison's table.md, results.csv, differences.csv and pictures
-(learning_curves.png, group_curves.png, cost.png) into `benchmarks/results/comparison_NAME`. What
-there is to say of it goes into `about.md` there, and into `summary.md`, which comes first. The
-results of c-Fos are brought together, in a table for each measure and a picture that is drawn
-beside these files.
+(learning_curves.png, group_curves.png, cost.png) into `benchmarks/results/comparison_NAME`, of
+which docs/comparisons/NAME.md is made. What there is to say of it goes into `about.md` there, under
+a title, and into `summary.md`, which comes first. The results of c-Fos are brought together, in a
+table for each measure and a picture that is drawn beside these files.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.apart import apart
@@ -26,6 +26,8 @@ from benchmarks.report import RATIOS, TARGETS, WAYS, findings
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
+PAGE = "benchmarks.md"
+_COMPARISONS = "comparisons"
 _BRAIN_VOXELS = 1e11
 _CUBOID_VOXELS = 20 * 50 * 50
 _BYTES = 2 * 2  # of a count, of two channels
@@ -45,15 +47,29 @@ _LARGEST = f"tissue 200000.cubeclf.{_SIZE}.fast"
 
 def main() -> int:
     """Write the page; give the exit code."""
-    text = page(RESULTS)
-    (DOCS / "benchmarks.md").write_text(text, encoding="utf-8")
+    texts = pages(RESULTS)
+    for old in (DOCS / _COMPARISONS).glob("*.md"):
+        old.unlink()
+    for name, text in texts.items():
+        (DOCS / name).parent.mkdir(exist_ok=True)
+        (DOCS / name).write_text(text, encoding="utf-8")
     if rows := gather(RESULTS):
         picture(rows).savefig(RESULTS / _GLANCE, dpi=120, metadata={"Software": None})
-    print(f"page: {DOCS / 'benchmarks.md'}")
+    print(f"page: {DOCS / PAGE}")
     return 0
 
 
-def page(results: Path) -> str:
+def pages(results: Path) -> dict[str, str]:
+    """Write the page, and one for each comparison, by where they are in docs."""
+    compared = {
+        f"{_COMPARISONS}/{name}.md": _comparison(folder, name)
+        for folder in sorted(results.glob("comparison_*"))
+        for name in [folder.name.removeprefix("comparison_")]
+    }
+    return {PAGE: _page(results, compared), **compared}
+
+
+def _page(results: Path, compared: Mapping[str, str]) -> str:
     """Put the parts together: what has been measured, and what the .md beside it says of it."""
     parts = [
         "# What it costs, and what it is worth",
@@ -64,9 +80,10 @@ def page(results: Path) -> str:
     if rows := gather(results):
         shown = f"![AUC over labels, block by block](../benchmarks/results/{_GLANCE})"
         parts += ["## Label for label: c-Fos at a glance", *tables(rows), shown]
+    titles = {name: text.partition("\n")[0].removeprefix("# ") for name, text in compared.items()}
+    parts += ["## Label for label: each comparison", "Tables, pictures, and what they say:"]
+    parts.append("\n".join(f"- [{title}]({name})" for name, title in titles.items()))
     parts.append(_told(results / "words.md"))
-    for folder in sorted(results.glob("comparison_*")):
-        parts += _comparison(folder)
     for name, title, command, write in PARTS:
         parts += [f"## {title}", f"`{command}`"]
         file = results / f"{name}.json"
@@ -85,20 +102,19 @@ def _told(file: Path) -> str:
     return file.read_text(encoding="utf-8").strip()
 
 
-def _comparison(folder: Path) -> list[str]:
-    name = folder.name.removeprefix("comparison_")
-    parts = [f"## Label for label: {name}"]
-    parts.append(f"`python -m benchmarks.comparison {name} --folder F`")
-    for file in ("about.md", "table.md"):
-        if (folder / file).exists():
-            parts.append(_told(folder / file).replace("\n## ", "\n### "))
-    if (differences := folder / "differences.csv").exists():
-        parts += apart(differences, name)
+def _comparison(folder: Path, name: str) -> str:
+    title, _, about = _told(folder / "about.md").partition("\n")
+    parts = [
+        title,
+        f"`python -m benchmarks.comparison {name} --folder F`; its words stand in "
+        f"[benchmarks](../{PAGE}#words-of-the-comparisons).",
+        about.strip(),
+        _told(folder / "table.md"),
+        *apart(folder / "differences.csv", name),
+    ]
     for file, what in _PICTURES.items():
-        if (folder / file).exists():
-            there = f"../benchmarks/results/{folder.name}/{file}"  # from the page
-            parts.append(f"![{what}]({there})")
-    return parts
+        parts.append(f"![{what}](../../benchmarks/results/{folder.name}/{file})")
+    return "\n\n".join(parts) + "\n"
 
 
 def _pretraining(figures: Figures) -> list[str]:

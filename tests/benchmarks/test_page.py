@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,14 +14,25 @@ import torch
 from benchmarks import finetuning, gpu, scaling
 from benchmarks.apart import apart
 from benchmarks.glance import gather, picture, tables
-from benchmarks.page import DOCS, RESULTS, finetuning_part, page, scaling_part
+from benchmarks.page import DOCS, PAGE, RESULTS, finetuning_part, pages, scaling_part
 from finetune.comparing.grid import Row
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_is_what_the_results_make_of_it() -> None:
-    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == page(RESULTS)
+def test_pages_are_what_the_results_make_of_them() -> None:
+    made = pages(RESULTS)
+    assert set(made) == {PAGE, *(f"comparisons/{f.name}" for f in (DOCS / "comparisons").iterdir())}
+    for name, text in made.items():
+        assert (DOCS / name).read_text(encoding="utf-8") == text
+
+
+def test_links_of_pages_lead_somewhere() -> None:
+    for name, text in pages(RESULTS).items():
+        links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
+        assert links, name
+        for link in links:
+            assert (DOCS / name).parent.joinpath(link).exists(), (name, link)
 
 
 def test_a_part_without_a_result_says_so(tmp_path: Path) -> None:
@@ -29,7 +41,7 @@ def test_a_part_without_a_result_says_so(tmp_path: Path) -> None:
     (results / "gpu.json").unlink(missing_ok=True)
     for folder in results.glob("comparison_cfos*"):
         shutil.rmtree(folder)
-    before, after = page(RESULTS), page(results)
+    before, after = pages(RESULTS)[PAGE], pages(results)[PAGE]
     assert "glance" in before
     assert "glance" not in after
     assert after.count("Not measured yet.") == before.count("Not measured yet.") + 1
@@ -81,12 +93,12 @@ def test_a_hundred_brains_are_worked_out_from_the_network_and_from_reading(tmp_p
         file = results / f"{name}.json"
         known = json.loads(file.read_text(encoding="utf-8"))
         file.write_text(json.dumps(known | figures), encoding="utf-8")
-    part = page(results).split("## A hundred brains")[1]
+    part = pages(results)[PAGE].split("## A hundred brains")[1]
     assert "**1.7 hours**" in part  # 5e7 candidates by 160 cores
     assert "- A core does 50 candidates a second: 100 where" in part
     assert "are 6 GB/s over all nodes" in part  # 100 brains, 1e11 voxels, 4 bytes, 6250 s
     (results / "streaming.json").unlink()
-    assert page(results).split("## A hundred brains")[1].strip() == "Not measured yet."
+    assert pages(results)[PAGE].split("## A hundred brains")[1].strip() == "Not measured yet."
 
 
 def test_no_result_names_a_path() -> None:
