@@ -195,14 +195,25 @@ def _classification(figures: Figures) -> list[str]:
                 f"{figures[f'{key}.peak_gb']:.1f}",
             ]
         )
-    ratios = {
-        "classify_over_cellfinder": "`cubeclf-classify` over cellfinder with ResNet-50",
-        "keras_over_resnet50": "our `.keras` over ResNet-50, both in cellfinder",
-        "growth_200k_over_20k": "time for 200,000 over 20,000 candidates",
-        "memory_200k_over_20k": "memory for 200,000 over 20,000 candidates",
-    }
-    found = [[what, f"{figures[key]:.2f}"] for key, what in ratios.items() if key in figures]
-    return [_table([["ratio", ""], *found]), _table(rows)]
+    brains = ("simulated", "crop")
+    ratios = [["how many times as fast", "on a simulated brain", "on a crop of a real one"]]
+    for key, what in {
+        "classify_over_cellfinder_two_channels": (
+            "`cubeclf-classify` than cellfinder with ResNet-50, both with two channels"
+        ),
+        "classify_over_cellfinder": "… ours of one channel, which reads the signal alone",
+        "keras_over_resnet50": "our `.keras`, of one channel, than ResNet-50, both in cellfinder",
+    }.items():
+        found = [figures.get(f"{key}.{brain}") for brain in brains]
+        ratios.append([what, *("" if n is None else f"{float(n):.1f}" for n in found)])
+    parts = [_table(ratios), _table(rows)]
+    if "growth_200k_over_20k" in figures:
+        time, memory = (float(figures[f"{what}_200k_over_20k"]) for what in ("growth", "memory"))
+        parts.append(
+            f"200,000 candidates take {time:.2f} times the time of 20,000, and {memory:.2f} times "
+            "the memory. Candidates of the table are of the crop."
+        )
+    return parts
 
 
 def finetuning_part(figures: Figures) -> list[str]:

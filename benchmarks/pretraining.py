@@ -71,9 +71,9 @@ def parse(argv: Sequence[str] | None = None) -> LearningConfig:
         action="store_true",
         help="take pretrainings with the same settings from --folder as they are",
     )
-    for flag, kind in (("--seeds", int), ("--steps-scale", float)):
-        say(flag, type=kind, help=argparse.SUPPRESS)
-    say("--methods", nargs="+", default=LearningConfig.methods, help=argparse.SUPPRESS)
+    say("--seeds", type=int, help="pretrainings of each objective")
+    say("--steps-scale", type=float, help="times as many steps of each")
+    say("--methods", nargs="+", default=LearningConfig.methods, help="objectives to pretrain by")
     given = vars(parser.parse_args(argv))
     several = ("blocks", "methods", "patch_um")
     lists = {name: tuple(given[name]) for name in several if given[name] is not None}
