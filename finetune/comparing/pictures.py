@@ -14,8 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from cubeclf_core.drawing import plain_text
 from finetune.comparing.cost import Cost
 from finetune.comparing.grid import Row
-from finetune.comparing.plan import UNSEEDED, Plan, budget_name, common_row
-from finetune.comparing.table import TITLES, Point, Value, by_group, over_seeds, whole
+from finetune.comparing.plan import UNSEEDED, Plan, budget_name, common_row, row_name
+from finetune.comparing.table import TITLES, Point, Value, by_group, cost_rows, over_seeds, whole
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "0.45")
 _MARKS = "osD^vP*X"
@@ -160,36 +160,41 @@ def group_bars(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figure:
 
 
 def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> Figure:
-    """Plot quality over what networks cost, in the row that all are compared in."""
+    """Plot quality over what networks cost, in the row that all are compared in.
+
+    What has no such row is shown in its own last one of that protocol, which its name says.
+    """
     figure = Figure((14, 4), layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
-    values = over_seeds(rows, "auc")
-    row = common_row(plan)
-    seconds: dict[str, list[float]] = {name: [] for name in costs}
-    for found in rows:
-        if found.contender in costs and (found.protocol, found.budget) == row:
-            here = found.device == costs[found.contender].kind
-            took = costs[found.contender].seconds_to_train(found.labels, found.train_seconds)
-            seconds[found.contender].append(took if here else np.nan)
+    values, common, shown = over_seeds(rows, "auc"), common_row(plan), cost_rows(plan, rows)
     for number, contender in enumerate(plan.contenders):
-        cost, value = costs.get(contender.name), values.get((contender.name, *row))
-        if cost is None or value is None:
+        name = contender.name
+        row, cost = shown.get(name, common), costs.get(name)
+        value = values.get((name, *row))
+        if cost is None or value is None or row[0] != common[0]:
             continue
-        to_train = float(np.median(seconds[contender.name]))
-        across = (cost.parameters / 1e6, cost.gflop, cost.ms, to_train)
+        own = [r for r in rows if (r.contender, (r.protocol, r.budget)) == (name, row)]
+        # Done elsewhere: its times are not to be compared with those of this device.
+        seconds = [
+            cost.seconds_to_train(r.labels, r.train_seconds) if r.device == cost.kind else np.nan
+            for r in own
+        ]
+        label = name if row == common else f"{name} ({row_name(row)})"
+        across = (cost.parameters / 1e6, cost.gflop, cost.ms, float(np.median(seconds)))
         for axes, x in zip(panels, across, strict=True):
-            axes.plot(x, value[0], label=plain_text(contender.name, 40), **_look(number))
+            axes.plot(x, value[0], label=plain_text(label, 60), **_look(number))
     device = next((f"{c.device}, threads: {c.threads}" for c in costs.values()), "")
     labels = ("10⁶ parameters", "GFLOP a cuboid", f"ms a cuboid ({device})", "s to train")
     for axes, label in zip(panels, labels, strict=True):
         axes.set(xlabel=label, xscale="log")
         low, high = axes.get_xlim()
         axes.set_xlim(low / 2, 2 * high)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        few = high < 300 * low  # decades, so that there is room for numbers between them
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if few else (1,)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         _bare(axes)
-    panels[0].set_ylabel(f"AUC, {row[0]}, {budget_name(row[1])} labels")
+    panels[0].set_ylabel(f"AUC, {common[0]}, {budget_name(common[1])} labels")
     _legend(figure, panels[0])
     return figure
 

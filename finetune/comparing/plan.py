@@ -255,6 +255,11 @@ def common_row(plan: Plan, protocol: str = "") -> tuple[str, int]:
     return max(rows, key=lambda row: (taken.count(row), row[1] != ALL, last[row]))
 
 
+def row_name(row: tuple[str, int]) -> str:
+    """Write a protocol and a budget."""
+    return f"{row[0]} {budget_name(row[1])}"
+
+
 def budget_name(n: int) -> str:
     """Write a budget."""
     return "all" if n == ALL else str(n)

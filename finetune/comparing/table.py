@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune.comparing.cost import Cost
 from finetune.comparing.grid import Row
-from finetune.comparing.plan import Plan, budget_name, common_row
+from finetune.comparing.plan import Plan, budget_name, common_row, row_name
 
 Point = tuple[str, str, int]
 """Contender, protocol and budget."""
@@ -102,7 +102,7 @@ def _rates(plan: Plan, rows: Sequence[Row]) -> list[str]:
     # That all seeds of a row have.
     rates = {(r.contender, r.protocol, r.budget, r.group): f"{r.rate:g}" for r in rows}
     head = [f"times the usual learning rate: {', '.join(groups)}"]
-    head += [_row_name(row) for row in plan.rows]
+    head += [row_name(row) for row in plan.rows]
     body = []
     for contender in plan.contenders:
         if contender.trains:
@@ -114,18 +114,14 @@ def _rates(plan: Plan, rows: Sequence[Row]) -> list[str]:
 
 
 def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
-    common = common_row(plan)
+    common, shown = common_row(plan), cost_rows(plan, rows)
     where = next((f" ({c.device}, threads: {c.threads})" for c in costs.values()), "")
-    trained = f"s to train, {_row_name(common)}"
+    trained = f"s to train, {row_name(common)}"
     head = ["cost", "parameters", "GFLOP a cuboid", f"ms a cuboid{where}", trained, "GB"]
-    done = defaultdict(list)
-    for found in rows:
-        done[found.contender, (found.protocol, found.budget)].append(found)
     body = []
     for contender in plan.contenders:
-        mine = [row for row in plan.rows_of(contender) if done[contender.name, row]]
-        row = common if common in mine or not mine else mine[-1]
-        own = done[contender.name, row]
+        row = shown.get(contender.name, common)
+        own = [r for r in rows if (r.contender, (r.protocol, r.budget)) == (contender.name, row)]
         cost = costs.get(contender.name)
         of_network = ["", "", ""]
         if cost:
@@ -137,12 +133,22 @@ def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
                 f"{max(found.memory_gb for found in own):.1f}",
             ]
             if row != common:
-                took[0] += f" ({_row_name(row)})"
+                took[0] += f" ({row_name(row)})"
             # Done elsewhere: its times are not to be compared with those of this device.
             if cost and {found.device for found in own} != {cost.kind}:
                 took = [f"{value} ({', '.join({f.device for f in own})})" for value in took]
         body.append([contender.name, *of_network, *took])
     return _lay_out(head, body)
+
+
+def cost_rows(plan: Plan, rows: Sequence[Row]) -> dict[str, tuple[str, int]]:
+    """Choose the row in which each contender's cost is shown: the common one, or its own last."""
+    common, tried = common_row(plan), {(r.contender, (r.protocol, r.budget)) for r in rows}
+    shown = {}
+    for contender in plan.contenders:
+        if mine := [row for row in plan.rows_of(contender) if (contender.name, row) in tried]:
+            shown[contender.name] = common if common in mine else mine[-1]
+    return shown
 
 
 def _seconds(row: Row, cost: Cost | None) -> float:
@@ -153,10 +159,6 @@ def _seconds(row: Row, cost: Cost | None) -> float:
 
 def _point(row: Row) -> Point:
     return row.contender, row.protocol, row.budget
-
-
-def _row_name(row: tuple[str, int]) -> str:
-    return f"{row[0]} {budget_name(row[1])}"
 
 
 def _cell(value: Value | None) -> str:

@@ -819,6 +819,21 @@ def test_pictures_have_a_scale_of_what_learns_and_all_costs(tmp_path: Path) -> N
     assert [list(panel.lines[0].get_xdata()) for panel in quality] == [[2.0], [1.0], [2.0], [3.0]]
 
 
+def test_costs_show_what_took_part_elsewhere_by_name(tmp_path: Path) -> None:
+    contenders = {
+        "untrained": {"backbone": "scratch:vit-nano"},
+        "few": {"backbone": "resnet18", "transfer": [20]},
+        "large": {"backbone": "resnet50", "transfer": ["all"]},
+    }
+    plan = read_plan(write_plan(tmp_path, contenders=contenders, transfer={"labels": [20, "all"]}))
+    large = replace(scored("large", "b", 0, 0.9), budget=ALL)
+    done = [scored("untrained", "b", 0, 0.8), scored("few", "b", 0, 0.7), large]
+    costs = {name: Cost(2_000_000, 1.0, 2.0, "cpu", 1) for name in contenders}
+    panel = draw(plan, done, costs)["cost"].figure.axes[0]
+    shown = {line.get_label(): list(line.get_ydata()) for line in panel.lines}
+    assert shown == {"untrained": [0.8], "few": [0.7], "large (transfer all)": [0.9]}
+
+
 def test_curves_show_how_far_seeds_and_groups_lie_apart(tmp_path: Path) -> None:
     """Of seeds that were tried on all groups, as the marks are, which the third was not."""
     told = [("a", 0, 0.6), ("a", 1, 0.8), ("b", 0, 0.9), ("b", 1, 0.9), ("a", 2, 0.2)]
