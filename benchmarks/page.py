@@ -290,8 +290,9 @@ def _estimate(results: Path) -> list[str]:
         "- Nearly all of a brain is read then: both channels are "
         f"{bytes_a_second / 1e9:.0f} GB/s over all nodes, of 16-bit counts before compression. "
         "Where storage gives less, that takes the time.\n"
-        "- It assumes that parts are shared out evenly (`cubeclf-classify --cluster`) and that "
-        "time grows with candidates, as it does from 20,000 to 200,000.\n"
+        "- It assumes that parts are shared out evenly (`cubeclf-classify --cluster`), that time "
+        "grows with candidates, as it does from 20,000 to 200,000, and that each core of a node is "
+        "as fast as one of the two that were measured, with all others at work beside it.\n"
         "- What networks of other sizes take over the first of these figures stands above. "
         "Pretraining and fine-tuning, above too, are done once for all brains, and are not in it.",
     ]
