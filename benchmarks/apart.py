@@ -50,7 +50,8 @@ def apart(file: Path, name: str) -> list[str]:
         f"neither ({NEITHER}), in {', '.join(groups)}, by 95 % intervals of a bootstrap over "
         f"blocks of space, which stand in `differences.csv`; {UNKNOWN} is where there is none. "
         "They say how far a mean of these seeds would move with other tissue. Of so many, one in "
-        "twenty would be apart by chance:"
+        "twenty would be apart by chance. Labels are those of the column for both, or beside the "
+        "other's name:"
     ]
     known = dict.fromkeys(contender for _, contender, _, _ in signs)
     for measure, title in TITLES.items():

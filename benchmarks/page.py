@@ -2,7 +2,7 @@
 
     python -m benchmarks.page
 
-Nothing is measured here; a part whose file is missing says so. Copy a benchmark's --json there to
+Nothing is measured here; a part whose JSON is missing says so. Copy a benchmark's --json there to
 bring the page up to date, and a comparison's table.md, results.csv, differences.csv and pictures
 (learning_curves.png, group_curves.png, cost.png) into `benchmarks/results/comparison_NAME`, of
 which docs/comparisons/NAME.md is made. What there is to say of it goes into `about.md` there, under
@@ -23,6 +23,8 @@ from benchmarks.glance import gather, picture, tables
 from benchmarks.learning import report as learning
 from benchmarks.output import Figures
 from benchmarks.report import RATIOS, TARGETS, WAYS, findings
+from cubeclf_core.console import console
+from cubeclf_core.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -47,7 +49,11 @@ _LARGEST = f"tissue 200000.cubeclf.{_SIZE}.fast"
 
 def main() -> int:
     """Write the page; give the exit code."""
-    texts = pages(RESULTS)
+    try:
+        texts = pages(RESULTS)
+    except (OSError, InputError) as error:
+        console.print(f"error: {error}", markup=False)
+        return 2
     for old in (DOCS / _COMPARISONS).glob("*.md"):
         old.unlink()
     for name, text in texts.items():
@@ -81,8 +87,9 @@ def _page(results: Path, compared: Mapping[str, str]) -> str:
         shown = f"![AUC over labels, block by block](../benchmarks/results/{_GLANCE})"
         parts += ["## Label for label: c-Fos at a glance", *tables(rows), shown]
     titles = {name: text.partition("\n")[0].removeprefix("# ") for name, text in compared.items()}
-    parts += ["## Label for label: each comparison", "Tables, pictures, and what they say:"]
-    parts.append("\n".join(f"- [{title}]({name})" for name, title in titles.items()))
+    if titles:
+        parts += ["## Label for label: each comparison", "Tables, pictures, and what they say:"]
+        parts.append("\n".join(f"- [{title}]({name})" for name, title in titles.items()))
     parts.append(_told(results / "words.md"))
     for name, title, command, write in PARTS:
         parts += [f"## {title}", f"`{command}`"]
@@ -104,6 +111,8 @@ def _told(file: Path) -> str:
 
 def _comparison(folder: Path, name: str) -> str:
     title, _, about = _told(folder / "about.md").partition("\n")
+    if not title.startswith("# "):
+        raise InputError(f"{folder / 'about.md'} begins with {title!r}, expected a title, '# …'")
     parts = [
         title,
         f"`python -m benchmarks.comparison {name} --folder F`; its words stand in "
@@ -292,7 +301,7 @@ def _estimate(results: Path) -> list[str]:
         "Where storage gives less, that takes the time.\n"
         "- It assumes that parts are shared out evenly (`cubeclf-classify --cluster`), that time "
         "grows with candidates, as it does from 20,000 to 200,000, and that each core of a node is "
-        "as fast as one of the two that were measured, with all others at work beside it.\n"
+        "as fast as one of those that were measured, with all others at work beside it.\n"
         "- What networks of other sizes take over the first of these figures stands above. "
         "Pretraining and fine-tuning, above too, are done once for all brains, and are not in it.",
     ]

@@ -235,7 +235,8 @@ def _index(into: Path) -> dict[str, zoo.Entry]:
 
 _ON_REAL = (
     "It has learned from simulated cells alone. What it reaches on real ones stands in "
-    f'docs/benchmarks.md, as "{CLASSIFIER}, as it is": measure on labelled cells of your own.'
+    f'docs/comparisons/cfos_own.md, as "{CLASSIFIER}, as it is": '
+    "measure on labelled cells of your own."
 )
 
 _UNDECIDED: Mapping[zoo.Kind, str] = {

@@ -4,8 +4,9 @@ Blocks of space are drawn with replacement within each tested group, the same fo
 and the difference is averaged over seeds. So an interval says how far a difference would move with
 other tissue of the same brain; a few brains and seeds are no population, and there are no p-values.
 
-Both have the same labels. What has one budget alone, as a large network that was trained on all
-labels, is also compared with what the reference makes of fewer, or of more: the same is tested.
+Both have the same labels, but for contenders that a plan holds the reference `against`: such as a
+large network that was trained on all labels, against which the reference has fewer. What is tested
+is the same for all budgets.
 """
 
 from __future__ import annotations
@@ -41,16 +42,16 @@ class Effect:
     protocol, budget, group
         Where; the budget is that of the reference.
     contender, contender_budget
-        The other, and its own: another one if it has that alone.
+        The other, and its own: another one if the plan holds the reference against that.
     measure
         One of `MEASURES`.
     difference
-        Mean over the seeds that both have; a rule that learns nothing counts for each, and so does
-        each seed for each where budgets differ.
+        Mean over the seeds that both have; a rule that learns nothing counts for each, and where
+        budgets differ each seed for each.
     low, high
         Ends of the 95 % interval; NaN where there are too few blocks for one.
     seeds
-        How many, of the reference if it is no such rule.
+        How many; where each counts for each, of whom has fewer, but for such a rule.
     """
 
     protocol: str
@@ -75,14 +76,15 @@ def effects(cells: Iterable[Cell], stock: Stock, plan: Plan) -> list[Effect]:
     with progress("resampling", len(tests), unit="tests") as advance:
         for own in tests.values():
             if any(row.contender == plan.reference for row, _, _ in own):
-                found += _of_test(own, stock, plan.reference, unseeded)
+                found += _of_test(own, stock, plan, unseeded)
             advance()
     order = {row: number for number, row in enumerate(plan.rows)}
     return sorted(found, key=lambda effect: order[effect.protocol, effect.budget])
 
 
-def _of_test(cells: list[Cell], stock: Stock, reference: str, unseeded: set[str]) -> list[Effect]:
+def _of_test(cells: list[Cell], stock: Stock, plan: Plan, unseeded: set[str]) -> list[Effect]:
     """All differences in one test, whose candidates are the same for all budgets."""
+    reference = plan.reference
     first, task, _ = cells[0]
     positions = stock.labels.positions_um[task.test]
     blocks = spatial_blocks(positions, [stock.labels.volumes[i] for i in task.test])
@@ -96,17 +98,17 @@ def _of_test(cells: list[Cell], stock: Stock, reference: str, unseeded: set[str]
         point = row.contender, row.budget
         once[point][row.seed] = measure_score(is_cell, scores, everything, None)
         again[point][row.seed] = measure_score(is_cell, scores, everything, weights)
-    budgets = defaultdict(list)
-    for name, budget in once:
-        budgets[name].append(budget)
+    budgets = [budget for name, budget in once if name == reference]
     found = []
-    for budget, (name, other) in itertools.product(budgets[reference], once):
+    for budget, (name, other) in itertools.product(budgets, once):
         alike = other == budget
-        if name == reference or not (alike or budgets[name] == [other]):
+        held = plan.against.get(name) == other and reference not in unseeded
+        if name == reference or not (alike or held):
             continue
         ours, theirs = (reference, budget), (name, other)
         seeds = list(once[ours]), list(once[theirs])
-        pairs = _pairs(*seeds, either=not alike or bool({reference, name} & unseeded))
+        rules = {reference, name} & unseeded
+        pairs = _pairs(*seeds, either=not alike or bool(rules))
         if not pairs:
             continue
         for measure in MEASURES:
@@ -127,7 +129,7 @@ def _of_test(cells: list[Cell], stock: Stock, reference: str, unseeded: set[str]
                     float(plain[0]),
                     low,
                     high,
-                    len({b if reference in unseeded else a for a, b in pairs}),
+                    (max if rules else min)(len(set(side)) for side in zip(*pairs, strict=True)),
                 )
             )
     return found

@@ -31,7 +31,7 @@ _HOW = (
     "over groups. AP is average precision, given less the share of cells, where guessing starts.",
     "Intervals of differences are of a bootstrap over blocks of space within each group: how far a "
     "difference would move with other tissue of the same brain. A few brains are no population: "
-    "nothing is said of new animals.",
+    "nothing is said of new animals. Labels are the same for both, unless the other's are named.",
 )
 _AS_IT_IS = (
     "A classifier that is taken as it is has learned from whatever it was trained on: if that was "

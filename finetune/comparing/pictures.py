@@ -167,6 +167,7 @@ def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Co
     figure = Figure((14, 4), layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
     values, common, shown = over_seeds(rows, "auc"), common_row(plan), cost_rows(plan, rows)
+    named = ""
     for number, contender in enumerate(plan.contenders):
         name = contender.name
         row, cost = shown.get(name, common), costs.get(name)
@@ -179,10 +180,12 @@ def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Co
             cost.seconds_to_train(r.labels, r.train_seconds) if r.device == cost.kind else np.nan
             for r in own
         ]
-        label = name if row == common else f"{name} ({row_name(row)})"
+        label = plain_text(name, 40)
+        if row != common:
+            label, named = f"{label} ({row_name(row)})", ", or as named"
         across = (cost.parameters / 1e6, cost.gflop, cost.ms, float(np.median(seconds)))
         for axes, x in zip(panels, across, strict=True):
-            axes.plot(x, value[0], label=plain_text(label, 60), **_look(number))
+            axes.plot(x, value[0], label=label, **_look(number))
     device = next((f"{c.device}, threads: {c.threads}" for c in costs.values()), "")
     labels = ("10⁶ parameters", "GFLOP a cuboid", f"ms a cuboid ({device})", "s to train")
     for axes, label in zip(panels, labels, strict=True):
@@ -194,7 +197,7 @@ def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Co
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         _bare(axes)
-    panels[0].set_ylabel(f"AUC, {common[0]}, {budget_name(common[1])} labels")
+    panels[0].set_ylabel(f"AUC, {common[0]}, {budget_name(common[1])} labels{named}")
     _legend(figure, panels[0])
     return figure
 

@@ -19,6 +19,7 @@
     rates: [0.3, 1, 3]             # factors of a contender's usual learning rate to try
     rates_labels: 100              # that they are tried with, for all budgets; its own if left out
     reference: pretrained, frozen  # what differences are taken to
+    against: {ResNet-18: 100}      # that, with each budget, also against these with theirs
     pretraining:                   # settings of cubeclf-pretrain, once for each seed
       without 969: {brains: [695.yaml, 753.yaml], method: simclr, size: nano, steps: 300}
     contenders:
@@ -185,6 +186,8 @@ class Plan:
         Budget that learning rates are tried with; None for each row's own.
     reference
         Name of a contender.
+    against
+        Budgets by the names of contenders, whom the reference is held against at all of its own.
     pretraining
         Settings by name.
     contenders
@@ -202,6 +205,7 @@ class Plan:
     transfer: tuple[int, ...]
     rates_labels: int | None
     reference: str
+    against: Mapping[str, int]
     pretraining: Mapping[str, Mapping[str, Any]]
     contenders: tuple[Contender, ...]
 
@@ -310,6 +314,7 @@ def read_plan(file: Path) -> Plan:
     some_choose = rates_labels is None or any(c.chooses_rate for c in contenders)
     why = "nothing: no contender that is trained has several rates"
     reader.must(some_choose, "rates_labels", "given", why)
+    against = reader.against(top.get("against", {}), contenders)
     asked = _asked(own, both, transfer)
     for contender in contenders:
         for protocol, budgets in contender.budgets.items():
@@ -320,7 +325,7 @@ def read_plan(file: Path) -> Plan:
         left = [contender.budgets.get(protocol, asked[protocol]) for protocol in asked]
         where = f"contenders.{contender.name}"
         reader.must(any(left), where, "without labels", f"some budgets of {_list(PROTOCOLS)}")
-    return Plan(
+    plan = Plan(
         file=file,
         brains=brains,
         cubes=cubes,
@@ -332,13 +337,21 @@ def read_plan(file: Path) -> Plan:
         transfer=transfer,
         rates_labels=rates_labels,
         reference=reference,
+        against=against,
         pretraining=pretraining,
         contenders=contenders,
     )
+    for contender in contenders:
+        if (budget := against.get(contender.name)) is not None:
+            tried = list(dict.fromkeys(n for _, n in plan.rows_of(contender)))
+            its_own = f"one of its own, {_list([budget_name(n) for n in tried])}"
+            where = f"against.{contender.name}"
+            reader.must(budget in tried, where, budget_name(budget), its_own)
+    return plan
 
 
 _KEYS = ("data", "channels", "seeds", *PROTOCOLS, "rates", "rates_labels")
-_LAST_KEYS = ("reference", "pretraining", "contenders")
+_LAST_KEYS = ("reference", "against", "pretraining", "contenders")
 
 
 @dataclass(frozen=True)
@@ -394,6 +407,16 @@ class _Reader:
             return None
         self.must(_is_budget(given), where, given, "a number from 4 on, or all")
         return _number(given)
+
+    def against(self, given: object, contenders: Sequence[Contender]) -> dict[str, int]:
+        """Read budgets by the names of contenders that learn."""
+        found = {}
+        known = [c.name for c in contenders if c.rule not in UNSEEDED]
+        for name, budget in self.mapping("against", given).items():
+            self.must(name in known, "against", name, f"one that learns: {_list(known)}")
+            self.must(_is_budget(budget), f"against.{name}", budget, "a number from 4 on, or all")
+            found[str(name)] = _number(budget)
+        return found
 
     def labels(self, where: str, given: object) -> tuple[int, ...]:
         """Read budgets of a protocol that has nothing else to say."""

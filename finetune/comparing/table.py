@@ -142,12 +142,16 @@ def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
 
 
 def cost_rows(plan: Plan, rows: Sequence[Row]) -> dict[str, tuple[str, int]]:
-    """Choose the row in which each contender's cost is shown: the common one, or its own last."""
+    """Choose the row in which each contender's cost is shown.
+
+    The one that all are compared in; or the last one that it has, of that protocol if it can be.
+    """
     common, tried = common_row(plan), {(r.contender, (r.protocol, r.budget)) for r in rows}
     shown = {}
     for contender in plan.contenders:
         if mine := [row for row in plan.rows_of(contender) if (contender.name, row) in tried]:
-            shown[contender.name] = common if common in mine else mine[-1]
+            alike = [row for row in mine if row[0] == common[0]]
+            shown[contender.name] = common if common in mine else (alike or mine)[-1]
     return shown
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import finetuning, gpu, scaling
+from benchmarks import page as page_module
 from benchmarks.apart import apart
 from benchmarks.glance import gather, picture, tables
 from benchmarks.page import DOCS, PAGE, RESULTS, finetuning_part, pages, scaling_part
@@ -29,10 +30,29 @@ def test_pages_are_what_the_results_make_of_them() -> None:
 
 def test_links_of_pages_lead_somewhere() -> None:
     for name, text in pages(RESULTS).items():
-        links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
+        links = re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", text)
         assert links, name
-        for link in links:
-            assert (DOCS / name).parent.joinpath(link).exists(), (name, link)
+        for link, part in links:
+            file = (DOCS / name).parent / link if link else DOCS / name
+            assert file.exists(), (name, link)
+            titles = re.findall("^#+ (.*)", file.read_text("utf-8"), re.MULTILINE) if part else []
+            anchors = [re.sub("[^a-z -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert not part or part in anchors, (name, link, part)
+
+
+def test_a_comparison_that_is_not_whole_is_one_line(tmp_path: Path, monkeypatch, capfd) -> None:
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    shutil.copytree(RESULTS, results)
+    monkeypatch.setattr(page_module, "RESULTS", results)
+    monkeypatch.setattr(page_module, "DOCS", docs)
+    about = results / "comparison_cfos" / "about.md"
+    about.write_text("No title")
+    assert page_module.main() == 2
+    assert "begins with 'No title', expected a title" in capfd.readouterr().err
+    about.unlink()
+    assert page_module.main() == 2
+    assert "about.md" in capfd.readouterr().err
+    assert not docs.exists()
 
 
 def test_a_part_without_a_result_says_so(tmp_path: Path) -> None:

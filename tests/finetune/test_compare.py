@@ -30,7 +30,7 @@ from finetune.comparing.effects import effects
 from finetune.comparing.forest import forest_scores
 from finetune.comparing.grid import Row, jobs_of, run_job, search, searches
 from finetune.comparing.networks import DEVICE_KINDS, Network, Rate, device_kind
-from finetune.comparing.page import draw
+from finetune.comparing.page import draw, render
 from finetune.comparing.plan import ALL, Contender, Own, read_plan
 from finetune.comparing.pretraining import Pretrained, has_ended, has_seen
 from finetune.comparing.rules import crowding
@@ -94,6 +94,13 @@ WRONG = {
     "labels of rates that nobody tries": (
         {"rates_labels": 40, "rates": [1, 3]},
         "rates_labels is given, expected nothing: no contender that is trained has several rates",
+    ),
+    "against nobody": ({"against": {"nobody": 20}}, "against is nobody, expected one that learns"),
+    "against a rule": ({"against": {"contrast": 20}}, "against is contrast, expected one that"),
+    "against too few": ({"against": {"untrained": 1}}, "against.untrained is 1, expected a number"),
+    "against others": (
+        {"against": {"untrained": "all"}},
+        "against.untrained is all, expected one of its own, 20",
     ),
     "own rates": (
         {"contenders": {"x": {"backbone": "resnet18", "rates": []}}},
@@ -699,7 +706,7 @@ def test_rates_are_chosen_before_cells_and_not_where_cells_have_one(two: Path) -
 def test_differences_are_of_the_same_labels(two: Path) -> None:
     """A contender with one seed is compared with that seed; a rule with every seed.
 
-    One that has one budget alone is compared with the reference's others, too: of all draws.
+    What the plan says is also compared with the reference's other budgets: of all draws.
     """
     contenders = {
         "reference": {"backbone": "scratch:vit-nano"},
@@ -708,7 +715,9 @@ def test_differences_are_of_the_same_labels(two: Path) -> None:
         "contrast": {"rule": "contrast"},
     }
     transfer = {"labels": [20, "all"]}
-    plan = read_plan(write_plan(two, contenders=contenders, transfer=transfer, seeds=3))
+    against = {"by all": "all"}
+    words = {"contenders": contenders, "transfer": transfer, "against": against, "seeds": 3}
+    plan = read_plan(write_plan(two, **words))
     stock = look(fill(two / "cache", find_labels(plan.brains), 2, Vit3dConfig()))
     random, cells = np.random.default_rng(0), []
     for contender in plan.contenders:
@@ -739,11 +748,17 @@ def test_differences_are_of_the_same_labels(two: Path) -> None:
     for key, seeds, expected in (
         (("one seed", 20, 20), 1, ours[20][0] - auc["one seed", 20, 0]),
         (("contrast", 20, 20), 3, np.mean(ours[20]) - auc["contrast", 20, 0]),
-        (("by all", 20, ALL), 3, np.mean(ours[20]) - np.mean(theirs)),
+        (("by all", 20, ALL), 2, np.mean(ours[20]) - np.mean(theirs)),
         (("by all", ALL, ALL), 2, np.mean(ours[ALL][:2]) - np.mean(theirs)),
     ):
         assert found[key].seeds == seeds
         assert found[key].difference == pytest.approx(expected)
+        assert found[key].low < found[key].difference < found[key].high
+    page = render(plan, [row for row, _, _ in cells], list(found.values()), [], [])
+    assert "by all, all labels" in page
+    # What a rule says is the same at each budget.
+    ruled = effects(cells, stock, replace(plan, reference="contrast"))
+    assert all(e.contender_budget == e.budget for e in ruled)
 
 
 def test_a_forest_learns_from_ten_labels() -> None:
@@ -820,18 +835,26 @@ def test_pictures_have_a_scale_of_what_learns_and_all_costs(tmp_path: Path) -> N
 
 
 def test_costs_show_what_took_part_elsewhere_by_name(tmp_path: Path) -> None:
+    """By other labels of the same protocol; those of another are no measure of it."""
     contenders = {
-        "untrained": {"backbone": "scratch:vit-nano"},
-        "few": {"backbone": "resnet18", "transfer": [20]},
-        "large": {"backbone": "resnet50", "transfer": ["all"]},
+        "untrained": {"backbone": "scratch:vit-nano", "transfer": []},
+        "few": {"backbone": "resnet18", "own": [20], "transfer": []},
+        "contrast": {"rule": "contrast", "transfer": []},
+        "large": {"backbone": "resnet50", "own": ["all"]},
+        "elsewhere": {"backbone": "resnet50", "own": []},
     }
-    plan = read_plan(write_plan(tmp_path, contenders=contenders, transfer={"labels": [20, "all"]}))
-    large = replace(scored("large", "b", 0, 0.9), budget=ALL)
-    done = [scored("untrained", "b", 0, 0.8), scored("few", "b", 0, 0.7), large]
+    asked = {"own": {"labels": [20, "all"]}, "transfer": {"labels": [20]}}
+    plan = read_plan(write_plan(tmp_path, contenders=contenders, **asked))
+    own = [
+        replace(scored(name, "b", 0, auc), protocol="own", budget=budget)
+        for name, budget, auc in (("untrained", 20, 0.8), ("few", 20, 0.7), ("large", ALL, 0.9))
+    ]
+    done = [*own, scored("large", "b", 0, 0.2), scored("elsewhere", "b", 0, 0.1)]
     costs = {name: Cost(2_000_000, 1.0, 2.0, "cpu", 1) for name in contenders}
     panel = draw(plan, done, costs)["cost"].figure.axes[0]
     shown = {line.get_label(): list(line.get_ydata()) for line in panel.lines}
-    assert shown == {"untrained": [0.8], "few": [0.7], "large (transfer all)": [0.9]}
+    assert shown == {"untrained": [0.8], "few": [0.7], "large (own all)": [0.9]}
+    assert panel.get_ylabel() == "AUC, own, 20 labels, or as named"
 
 
 def test_curves_show_how_far_seeds_and_groups_lie_apart(tmp_path: Path) -> None:
