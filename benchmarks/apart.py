@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.comparison import PLANS
-from finetune.comparing.plan import budget_name
+from finetune.comparing.plan import other_name, row_name
 from finetune.comparing.table import TITLES
 
 AHEAD, BEHIND, NEITHER, UNKNOWN = "+", "−", "·", "?"
@@ -36,10 +36,9 @@ def apart(file: Path, name: str) -> list[str]:
     groups, rows = dict[str, None](), dict[str, None]()
     with file.open(encoding="utf-8", newline="") as opened:
         for line in csv.DictReader(opened):
-            row = f"{line['protocol']} {budget_name(int(line['budget']))}"
-            contender, other = line["contender"], line["contender_budget"]
-            if other != line["budget"]:
-                contender += f", {budget_name(int(other))} labels"
+            budget, own = int(line["budget"]), int(line["contender_budget"])
+            row = row_name((line["protocol"], budget))
+            contender = other_name(line["contender"], own, budget)
             key = line["measure"], contender, row, line["group"]
             signs[key] = _sign(float(line["low"]), float(line["high"]))
             groups[line["group"]] = rows[row] = None

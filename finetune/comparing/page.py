@@ -16,7 +16,7 @@ from finetune.comparing.pictures import (
     group_curves,
     learning_curves,
 )
-from finetune.comparing.plan import AS_IT_IS, Plan, budget_name
+from finetune.comparing.plan import AS_IT_IS, Plan, budget_name, other_name
 from finetune.comparing.table import TITLES, over_seeds
 from finetune.report_html import bullets, details, figure, section, table
 from finetune.report_pictures import Picture
@@ -119,7 +119,7 @@ def _effects(found: Sequence[Effect], measure: str, title: str) -> str:
         return ""
     lines = [
         [
-            escape(_than(effect)),
+            escape(other_name(effect.contender, effect.contender_budget, effect.budget)),
             f"{effect.protocol}, {budget_name(effect.budget)}",
             escape(effect.group),
             f"{effect.difference:+.3f}",
@@ -131,12 +131,6 @@ def _effects(found: Sequence[Effect], measure: str, title: str) -> str:
     ]
     head = ["than", "labels", "group", title, "95 % interval", "seeds"]
     return details(f"all differences in {title}", table(head, lines, text_columns=3))
-
-
-def _than(effect: Effect) -> str:
-    if effect.contender_budget == effect.budget:
-        return effect.contender
-    return f"{effect.contender}, {budget_name(effect.contender_budget)} labels"
 
 
 def _rates(plan: Plan, rows: Sequence[Row]) -> str:

@@ -15,7 +15,16 @@ from cubeclf_core.drawing import plain_text
 from finetune.comparing.cost import Cost
 from finetune.comparing.grid import Row
 from finetune.comparing.plan import UNSEEDED, Plan, budget_name, common_row, row_name
-from finetune.comparing.table import TITLES, Point, Value, by_group, cost_rows, over_seeds, whole
+from finetune.comparing.table import (
+    TITLES,
+    Point,
+    Value,
+    by_group,
+    cost_rows,
+    over_seeds,
+    rows_at,
+    whole,
+)
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "0.45")
 _MARKS = "osD^vP*X"
@@ -174,11 +183,10 @@ def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Co
         value = values.get((name, *row))
         if cost is None or value is None or row[0] != common[0]:
             continue
-        own = [r for r in rows if (r.contender, (r.protocol, r.budget)) == (name, row)]
         # Done elsewhere: its times are not to be compared with those of this device.
         seconds = [
             cost.seconds_to_train(r.labels, r.train_seconds) if r.device == cost.kind else np.nan
-            for r in own
+            for r in rows_at(rows, name, row)
         ]
         label = plain_text(name, 40)
         if row != common:

@@ -264,6 +264,11 @@ def row_name(row: tuple[str, int]) -> str:
     return f"{row[0]} {budget_name(row[1])}"
 
 
+def other_name(contender: str, own: int, budget: int) -> str:
+    """Name whom the reference is compared with, and its own budget if that is another."""
+    return contender if own == budget else f"{contender}, {budget_name(own)} labels"
+
+
 def budget_name(n: int) -> str:
     """Write a budget."""
     return "all" if n == ALL else str(n)

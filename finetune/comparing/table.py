@@ -121,7 +121,7 @@ def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
     body = []
     for contender in plan.contenders:
         row = shown.get(contender.name, common)
-        own = [r for r in rows if (r.contender, (r.protocol, r.budget)) == (contender.name, row)]
+        own = rows_at(rows, contender.name, row)
         cost = costs.get(contender.name)
         of_network = ["", "", ""]
         if cost:
@@ -139,6 +139,11 @@ def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
                 took = [f"{value} ({', '.join({f.device for f in own})})" for value in took]
         body.append([contender.name, *of_network, *took])
     return _lay_out(head, body)
+
+
+def rows_at(rows: Sequence[Row], contender: str, row: tuple[str, int]) -> list[Row]:
+    """Those of one contender, protocol and budget."""
+    return [found for found in rows if _point(found) == (contender, *row)]
 
 
 def cost_rows(plan: Plan, rows: Sequence[Row]) -> dict[str, tuple[str, int]]:
