@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from benchmarks.comparison import PLANS
 from finetune.comparing.grid import Row
 from finetune.comparing.pictures import group_curves
 from finetune.comparing.plan import UNSEEDED, Contender, Plan, Rule, budget_name, read_plan
-from finetune.comparing.table import TITLES, Point, by_group, over_seeds, whole
+from finetune.comparing.table import TITLES, by_group, over_seeds, whole
 
 ONE_DRAW = "†"
 _CFOS, _OWN_AND_TRANSFER = ("cfos",), ("cfos_own", "cfos_transfer")
@@ -95,9 +94,6 @@ def tables(rows: Sequence[Row]) -> list[str]:
         f"c-Fos too, or one ({ONE_DRAW}); empty where it was not run. What is trained has a rate "
         "that was chosen by a hundred labels, but for ResNet-50, which has the usual one."
     ]
-    draws: dict[Point, set[int]] = defaultdict(set)
-    for row in rows:
-        draws[row.contender, row.protocol, row.budget].add(row.seed)
     for measure, title in TITLES.items():
         means, each = over_seeds(rows, measure), by_group(rows, measure)
         lines = [[title, *(f"{protocol} {budget_name(n)}" for protocol, n in plan.rows)]]
@@ -109,16 +105,16 @@ def tables(rows: Sequence[Row]) -> list[str]:
                 if cell not in means:
                     line.append("")
                     continue
-                one = len(draws[cell]) == 1 and contender.rule not in UNSEEDED
-                blocks = " ".join(_short(each[*cell, group][0]) for group in groups)
-                line.append(f"**{_short(means[cell][0])}**{ONE_DRAW if one else ''} {blocks}")
+                one = means[cell].seeds == 1 and contender.rule not in UNSEEDED
+                blocks = " ".join(_short(each[*cell, group].mean) for group in groups)
+                line.append(f"**{_short(means[cell].mean)}**{ONE_DRAW if one else ''} {blocks}")
             lines.append(line)
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return parts
 
 
 def picture(rows: Sequence[Row]) -> Figure:
-    """Draw the same: AUC over labels, each block by itself; bars span the seeds.
+    """Draw the same: AUC over labels, each block by itself; bars span the seeds, hollow is one.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ table for each measure and a picture that is drawn beside these files.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -47,8 +48,13 @@ _SIZE = "nano"  # the default's
 _LARGEST = f"tissue 200000.cubeclf.{_SIZE}.fast"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write the page; give the exit code."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.page",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args(argv)
     try:
         texts = pages(RESULTS)
     except (OSError, InputError) as error:
@@ -308,8 +314,14 @@ def _estimate(results: Path) -> list[str]:
 
 
 def _machine(figures: Figures) -> str:
-    names = ("card", "processor", "cpus", "cpu_units", "torch_version")
-    return ", ".join(f"{figures[name]}" for name in names if figures.get(name))
+    parts = {
+        "card": "{}",
+        "processor": "{}",
+        "cpus": "{:.0f} cores",
+        "cpu_units": "{}",
+        "torch_version": "torch {}",
+    }
+    return ", ".join(text.format(figures[k]) for k, text in parts.items() if figures.get(k))
 
 
 def _keys(figures: Figures, start: str, end: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.precision.amp import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
@@ -27,26 +28,42 @@ T = TypeVar("T")
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
-def make_fabric(precision: str) -> Fabric:
+DEVICE_KINDS = ("cuda", "mps", "cpu")
+
+
+def device_kind() -> str:
+    """What networks compute on here, one of `DEVICE_KINDS`: precision differs."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def make_fabric(precision: str, *, alone: bool = False) -> Fabric:
     """Set up devices: those that torchrun or SLURM gave to this process, else one.
 
     Parameters
     ----------
     precision
         "32-true", "bf16-mixed", or "auto": bf16 on a GPU that has it.
+    alone
+        Take one device whoever started this process: its work is shared out in other ways.
     """
     launched = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # by torchrun, on this machine
     total = int(os.environ.get("WORLD_SIZE", 0))
     tasks = int(os.environ.get("SLURM_NTASKS", 0)) if "SLURM_PROCID" in os.environ else 0
     nodes = int(os.environ.get("SLURM_NNODES", 1))
-    if launched:
+    if alone:
+        devices, nodes = 1, 1
+    elif launched:
         devices, nodes = launched, max(1, total // launched)
     else:
         devices, nodes = (tasks // nodes, nodes) if tasks > 1 else (1, 1)
     cuda = torch.cuda.is_available()
     if precision == "auto":
         precision = "bf16-mixed" if cuda and torch.cuda.is_bf16_supported() else "32-true"
-    mixed: list[Any] = [_KeepsCounts("bf16-mixed", "cuda" if cuda else "cpu")]
+    plugins: list[Any] = [LightningEnvironment()] if alone else []
+    if precision == "bf16-mixed":
+        plugins.append(_KeepsCounts("bf16-mixed", "cuda" if cuda else "cpu"))
     # Buffers are the same on all ranks, as an objective moves them by what it gathered.
     strategy = DDPStrategy(forward_sync_buffers=False) if devices * nodes > 1 else "auto"
     fabric = Fabric(
@@ -54,7 +71,7 @@ def make_fabric(precision: str) -> Fabric:
         devices=devices,
         num_nodes=nodes,
         strategy=strategy,
-        plugins=mixed if precision == "bf16-mixed" else None,
+        plugins=plugins,
     )
     fabric.launch()
     return fabric

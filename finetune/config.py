@@ -471,7 +471,8 @@ class CompareConfig:
     out
         Folder to write.
     contenders
-        Names of some of them; all by default.
+        Names of some of them; all by default. Without the plan's reference differences are taken to
+        the first network among them.
     workers
         Processes at a time; by default one for each core, or one if there is a GPU.
     cluster
@@ -480,7 +481,7 @@ class CompareConfig:
     resume
         Go on with the run in OUT where it was stopped; starts one if there is none.
     overwrite
-        Replace OUT if it exists.
+        Replace OUT if it exists, with all cells and pretrainings that are kept there.
     """
 
     plan: Path

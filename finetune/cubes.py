@@ -24,6 +24,9 @@ from cubeclf_core.sources import BROKEN
 from finetune.labels import Labelled
 from finetune.training_yaml import Entry, Position, position_in, read_training_yaml
 
+CUBES_OF = "cubes of "
+"""So begins what the volume of cubes is called."""
+
 _CUBE = re.compile(r"(?!\.)(?P<at>.*[xyz]\d+.*)Ch(?P<channel>\d+)\.tiff?$", re.IGNORECASE)
 _VOXEL_UM = (5.0, 1.0, 1.0)
 _NOWHERE = (math.nan, math.nan, math.nan)
@@ -62,7 +65,7 @@ class Cube:
     @property
     def volume(self) -> str:
         """What its position is in: nothing else is known of it than the group."""
-        return f"cubes of {self.group}"
+        return f"{CUBES_OF}{self.group}"
 
 
 def list_cubes(file: Path) -> list[Cube]:

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cubeclf_core.engine import make_fabric
+from cubeclf_core.engine import DEVICE_KINDS, make_fabric
 from finetune.config import FinetuneConfig
 from finetune.starting import load_start, untrained_classifier
 
@@ -60,15 +60,15 @@ class Cost:
 
     @property
     def kind(self) -> str:
-        """Kind of the device, as `finetune.comparing.networks.DEVICE_KINDS` has it."""
-        return "cpu" if self.device == "cpu" else "cuda"
+        """Kind of the device, as `cubeclf_core.engine.DEVICE_KINDS` has it."""
+        return self.device if self.device in DEVICE_KINDS else "cuda"
 
 
 def measure_cost(config: FinetuneConfig) -> Cost:
     """Build a contender's network and measure it."""
     start = load_start(config.backbone, channels=config.channels, seed=config.seed)
     classifier = untrained_classifier(start, config)
-    device = make_fabric(config.precision).device
+    device = make_fabric(config.precision, alone=True).device
     classifier = classifier.to(device).eval().requires_grad_(False)
     threads = torch.get_num_threads()
     taken = classifier.backbone.config

@@ -16,16 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from cubeclf_core.content import content_hash
+from cubeclf_core.engine import DEVICE_KINDS, device_kind
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.files import replacing
 from cubeclf_core.metrics import classification_metrics
 from finetune.comparing.forest import LEAF, leaf
 from finetune.comparing.networks import (
-    DEVICE_KINDS,
     USUAL,
     Network,
     Rate,
-    device_kind,
     for_protocol,
 )
 from finetune.comparing.plan import Contender, Plan

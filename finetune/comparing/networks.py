@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score
 
 from cubeclf_core.console import say
 from cubeclf_core.content import content_hash
-from cubeclf_core.engine import make_fabric
+from cubeclf_core.engine import device_kind, make_fabric
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.files import replacing
 from cubeclf_core.heads import CELL_CLASS
@@ -35,7 +35,6 @@ from finetune.training import HEADS
 from finetune.trials import Trials
 
 USUAL = 1.0
-DEVICE_KINDS = ("cuda", "cpu")
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Network:
             logits = in_parts(outcome.classifier.head, tested.plain, everything)
         else:
             cuboids, index = self.stock.labels.cuboids, torch.from_numpy(task.test)
-            device = make_fabric(self.config().precision).device
+            device = make_fabric(self.config().precision, alone=True).device
             outcome.classifier.to(device)
             logits = in_parts(
                 outcome.classifier, lambda part: cuboids[index[part]].to(device), everything
@@ -167,7 +166,7 @@ class Network:
             base=untrained_classifier(start, config),
             data=self.stock.labels.subset(task.learn),
             splits=splits,
-            fabric=make_fabric(config.precision),
+            fabric=make_fabric(config.precision, alone=True),
             log=lambda told: None,
             trim=lambda step: None,
             tell=say,
@@ -201,7 +200,7 @@ class Network:
                 untrained_classifier(start, config),
                 self.stock.labels.cuboids[torch.from_numpy(self._of(group))],
                 copies=config.copies,
-                device=make_fabric(config.precision).device,
+                device=make_fabric(config.precision, alone=True).device,
             )
             with replacing(file) as made, made.open("wb") as opened:
                 np.save(opened, kept.copies.numpy())
@@ -229,11 +228,6 @@ def for_protocol(protocol: str, contender: Contender) -> dict[str, bool]:
     """Settings that a protocol asks for: labels of one other brain are for another, too."""
     given = protocol != "transfer" or "for_others" in contender.train
     return {} if given else {"for_others": True}
-
-
-def device_kind() -> str:
-    """What networks compute on here, one of `DEVICE_KINDS`: precision differs."""
-    return DEVICE_KINDS[0 if torch.cuda.is_available() else 1]
 
 
 def _list(factors: Sequence[float]) -> str:

@@ -17,7 +17,7 @@ from finetune.comparing.pictures import (
     learning_curves,
 )
 from finetune.comparing.plan import AS_IT_IS, Plan, budget_name, other_name
-from finetune.comparing.table import TITLES, over_seeds
+from finetune.comparing.table import TITLES, over_seeds, tested
 from finetune.report_html import bullets, details, figure, section, table
 from finetune.report_pictures import Picture
 from finetune.report_style import STYLE
@@ -39,11 +39,11 @@ _AS_IT_IS = (
 )
 _BARS = (
     "Bars span the seeds, faint lines, of AUC, the groups; these and a dashed line may lie below "
-    "what a panel shows."
+    "what a panel shows. A hollow mark has fewer seeds than others."
 )
 _EACH = (
-    "Bars span the seeds; a dashed line may lie below what a panel shows. Each panel has a scale "
-    "of its own."
+    "Bars span the seeds, a hollow mark has fewer than others; a dashed line may lie below what a "
+    "panel shows. Each panel has a scale of its own."
 )
 _RATES = (
     "Where several learning rates were to be tried, one was chosen with the first seed, on labels "
@@ -81,12 +81,14 @@ def render(
     body = [
         section("How to read this", [bullets([*_HOW, *chosen, *ready, *remarks])]),
         section("Results", [_means(plan, rows, m, t) for m, t in TITLES.items()]),
+        section("What was tested", [table(*tested(plan, rows))]),
         section("Pictures", [figure(picture) for picture in pictures]),
         section(
             f"Differences: {plan.reference} less another",
             [_effects(found, m, t) for m, t in TITLES.items()],
         ),
         section("Learning rates", [_rates(plan, rows)]),
+        section("What was asked", [details("plan", f"<pre>{escape(plan.text)}</pre>")]),
         section("Where it ran", [details("environment", _environment())]),
     ]
     return (
@@ -106,10 +108,8 @@ def _means(plan: Plan, rows: Sequence[Row], measure: str, title: str) -> str:
             if value is None:
                 cells.append("")
                 continue
-            mean, low, high = value
-            cells.append(
-                f"{mean:.3f}" + (f"<small>{low:.3f} – {high:.3f}</small>" if high > low else "")
-            )
+            spread = f"<small>{value.low:.3f} – {value.high:.3f}</small>"
+            cells.append(f"{value.mean:.3f}" + (spread if value.high > value.low else ""))
         lines.append(cells)
     return table([title, *(f"{p}, {budget_name(n)} labels" for p, n in plan.rows)], lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,8 +27,12 @@ from finetune.comparing.table import (
     whole,
 )
 
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "0.45")
+_COLOURS = (
+    *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b5a000", "0.45"),
+    *("#332288", "#882255", "#7a4a1e", "0.05"),
+)
 _MARKS = "osD^vP*X"
+_ACROSS = 4  # panels in a line, so that a page can show them
 _HIGHEST = 1.005  # no measure is above 1; a little more shows a mark there
 _PROTOCOLS = {
     "own": "labels of the own brain",
@@ -39,9 +44,10 @@ _PROTOCOLS = {
 def learning_curves(plan: Plan, rows: Sequence[Row]) -> Figure:
     """Plot quality over the number of labels: a mark is a mean over groups and seeds.
 
-    Bars span the seeds, each a mean over groups, faint lines the groups, each a mean over seeds,
-    where the share of cells does not decide what a group can have; a rule that learns nothing is a
-    dashed line. Groups and rules may lie below what is shown.
+    It is hollow where it has fewer seeds than others, and a line joins those of as many. Bars span
+    the seeds, each a mean over groups, faint lines the groups, each a mean over seeds, where the
+    share of cells does not decide what a group can have; a rule that learns nothing is a dashed
+    line. Groups and rules may lie below what is shown.
     """
     protocols = _protocols(plan)
     figure = Figure((6.0 * len(protocols) + 1.8, 8.4), layout="constrained")
@@ -67,19 +73,26 @@ def group_curves(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figur
     Each has a scale of its own, of what learns: a rule may be far below.
     """
     protocols, groups = _protocols(plan), sorted({row.group for row in rows})
-    figure = Figure((3.4 * len(groups) + 2.4, 3.6 * len(protocols)), layout="constrained")
-    grid = figure.subplots(len(protocols), len(groups), squeeze=False, sharex="row")
+    across = min(len(groups), _ACROSS)
+    lines = -(-len(groups) // across)  # of each protocol
+    figure = Figure(
+        (3.4 * across + 2.4, 3.6 * lines * len(protocols)),
+        layout="constrained",
+    )
+    grid = figure.subplots(lines * len(protocols), across, squeeze=False)
     values = by_group(rows, measure)
-    for line, protocol in zip(grid, protocols, strict=True):
-        for axes, group in zip(line, groups, strict=True):
+    for number, protocol in enumerate(protocols):
+        panels = grid[lines * number : lines * (number + 1)].flat
+        for axes, group in itertools.zip_longest(panels, groups):
+            if group is None:
+                axes.remove()
+                continue
             found = {key[:3]: value for key, value in values.items() if key[3] == group}
             _curves(axes, plan, protocol, found)
-            axes.set_xlabel("labels")
+            axes.set(xlabel="labels", title=plain_text(group, 30))
             shown = {key: value for key, value in found.items() if key[1] == protocol}
             _scale(axes, plan, shown)
-        line[0].set_ylabel(f"{TITLES[measure]}, {_PROTOCOLS[protocol]}")
-    for axes, group in zip(grid[0], groups, strict=True):
-        axes.set_title(plain_text(group, 30))
+        grid[lines * number, 0].set_ylabel(f"{TITLES[measure]}\n{_PROTOCOLS[protocol]}")
     _legend(figure, grid[0][0])
     return figure
 
@@ -91,7 +104,7 @@ def _protocols(plan: Plan) -> list[str]:
 def _scale(axes: Axes, plan: Plan, values: Mapping[Point, Value]) -> None:
     """Begin a scale below what learns, where anything does, and end it at what can be reached."""
     learn = {contender.name for contender in plan.contenders if contender.rule not in UNSEEDED}
-    lows = [low for (name, _, _), (_, low, _) in values.items() if name in learn]
+    lows = [value.low for (name, _, _), value in values.items() if name in learn]
     bottom, top = axes.get_ylim()
     axes.set_ylim(min(lows) - 0.02 if lows else bottom, min(top, _HIGHEST))
 
@@ -99,8 +112,8 @@ def _scale(axes: Axes, plan: Plan, values: Mapping[Point, Value]) -> None:
 def _over_groups(rows: Sequence[Row], measure: str) -> dict[Point, tuple[float, float]]:
     """Give the lowest and the highest group of each point, each a mean over the same seeds."""
     found: dict[Point, list[float]] = defaultdict(list)
-    for key, (mean, _, _) in by_group(whole(rows, {r.group for r in rows}), measure).items():
-        found[key[:3]].append(mean)
+    for key, value in by_group(whole(rows, {r.group for r in rows}), measure).items():
+        found[key[:3]].append(value.mean)
     return {point: (min(means), max(means)) for point, means in found.items()}
 
 
@@ -113,21 +126,26 @@ def _curves(
 ) -> None:
     """Draw each contender's values over the budgets of one protocol; `spans` faintly behind."""
     budgets = [n for p, n in plan.rows if p == protocol]
+    most = max((value.seeds for value in values.values()), default=0)
     for number, contender in enumerate(plan.contenders):
         at = [i for i, n in enumerate(budgets) if (contender.name, protocol, n) in values]
         if not at:
             continue
-        found = np.array([values[contender.name, protocol, budgets[i]] for i in at])
-        look, label = _look(number), plain_text(contender.name, 40)
+        found = [values[contender.name, protocol, budgets[i]] for i in at]
+        label = plain_text(contender.name, 40)
         if contender.rule in UNSEEDED:  # it learns nothing, so it is the same everywhere
-            axes.axhline(found[0, 0], color=look["color"], ls="--", lw=1.2, label=label)
+            axes.axhline(found[0].mean, label=label, **_line(number))
             continue
-        spread = np.abs(found[:, 1:] - found[:, :1]).T
         moved = np.array(at) + 0.03 * (number - len(plan.contenders) / 2)
-        axes.errorbar(moved, found[:, 0], spread, label=label, capsize=2, **look)
+        means, lows, highs, seeds = np.array(found).T
+        spread = np.array([means - lows, highs - means])
+        for n in sorted(set(seeds), reverse=True):  # a line joins what is of as many seeds
+            of = seeds == n
+            look = _look(number, hollow=bool(n < most))
+            axes.errorbar(moved[of], means[of], spread[:, of], label=label, capsize=2, **look)
         if spans:
             behind = np.array([spans[contender.name, protocol, budgets[i]] for i in at])
-            axes.vlines(moved, *behind.T, color=look["color"], lw=0.8, alpha=0.5, zorder=1)
+            axes.vlines(moved, *behind.T, color=_look(number)["color"], lw=0.8, alpha=0.5, zorder=1)
     axes.set_xlim(-0.5, len(budgets) - 0.5)
     axes.set_xticks(range(len(budgets)), [budget_name(n) for n in budgets])
     _bare(axes)
@@ -138,7 +156,7 @@ def group_bars(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figure:
     protocols, groups = _protocols(plan), sorted({row.group for row in rows})
     figure = Figure((10, 3.4 * len(protocols)), layout="constrained")
     values = by_group(rows, measure)
-    lowest = min((low for _, low, _ in values.values()), default=0.0)
+    lowest = min((value.low for value in values.values()), default=0.0)
     for axes, protocol in zip(
         figure.subplots(len(protocols), 1, squeeze=False)[:, 0], protocols, strict=True
     ):
@@ -169,19 +187,25 @@ def group_bars(plan: Plan, rows: Sequence[Row], measure: str = "auc") -> Figure:
 
 
 def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> Figure:
-    """Plot quality over what networks cost, in the row that all are compared in.
+    """Plot quality over what networks cost, in the row that all are compared in; bars span seeds.
 
-    What has no such row is shown in its own last one of that protocol, which its name says.
+    What has no such row is shown in its own last one of that protocol, which its name says. What
+    has no cost is a dashed line, which may lie below what is shown.
     """
     figure = Figure((14, 4), layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
     values, common, shown = over_seeds(rows, "auc"), common_row(plan), cost_rows(plan, rows)
-    named = ""
+    named, placed = "", dict[Point, Value]()
+    most = max((value.seeds for value in values.values()), default=0)
     for number, contender in enumerate(plan.contenders):
         name = contender.name
         row, cost = shown.get(name, common), costs.get(name)
         value = values.get((name, *row))
-        if cost is None or value is None or row[0] != common[0]:
+        if value is None or row[0] != common[0]:
+            continue
+        if cost is None:
+            for axes in panels:
+                axes.axhline(value.mean, label=plain_text(name, 40), **_line(number))
             continue
         # Done elsewhere: its times are not to be compared with those of this device.
         seconds = [
@@ -192,34 +216,42 @@ def cost_against_quality(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Co
         if row != common:
             label, named = f"{label} ({row_name(row)})", ", or as named"
         across = (cost.parameters / 1e6, cost.gflop, cost.ms, float(np.median(seconds)))
+        placed[name, *row] = value
+        spread = [[value.mean - value.low], [value.high - value.mean]]
         for axes, x in zip(panels, across, strict=True):
-            axes.plot(x, value[0], label=label, **_look(number))
+            look = _look(number, hollow=value.seeds < most)
+            axes.errorbar(x, value.mean, spread, label=label, capsize=2, **look)
     device = next((f"{c.device}, threads: {c.threads}" for c in costs.values()), "")
     labels = ("10⁶ parameters", "GFLOP a cuboid", f"ms a cuboid ({device})", "s to train")
     for axes, label in zip(panels, labels, strict=True):
         axes.set(xlabel=label, xscale="log")
         low, high = axes.get_xlim()
-        axes.set_xlim(low / 2, 2 * high)
+        axes.set_xlim(low / 3, 3 * high)
         few = high < 300 * low  # decades, so that there is room for numbers between them
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if few else (1,)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         _bare(axes)
+    _scale(panels[0], plan, placed)
     panels[0].set_ylabel(f"AUC, {common[0]}, {budget_name(common[1])} labels{named}")
     _legend(figure, panels[0])
     return figure
 
 
-def _look(number: int) -> dict[str, Any]:
+def _look(number: int, *, hollow: bool = False) -> dict[str, Any]:
     """Of a contender; where there are more than colours, the mark is another each time round."""
-    turn = number // len(_COLOURS)
     return {
         "color": _COLOURS[number % len(_COLOURS)],
-        "marker": _MARKS[(number + turn) % len(_MARKS)],
-        "fillstyle": ("full", "none")[turn % 2],
+        "marker": _MARKS[(number + number // len(_COLOURS)) % len(_MARKS)],
+        "fillstyle": "none" if hollow else "full",
         "ms": 5,
         "lw": 1.3,
     }
+
+
+def _line(number: int) -> dict[str, Any]:
+    """Of what is the same everywhere."""
+    return {"color": _look(number)["color"], "ls": "--", "lw": 1.2}
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -39,12 +39,14 @@ may have fewer seeds and budgets, and rates of its own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
@@ -168,8 +170,8 @@ class Plan:
 
     Attributes
     ----------
-    file
-        It was read from.
+    file, text
+        It was read from, and what that said.
     brains, cubes
         Files of labels.
     voxel_size_um
@@ -195,6 +197,7 @@ class Plan:
     """
 
     file: Path
+    text: str
     brains: tuple[Path, ...]
     cubes: tuple[Path, ...]
     voxel_size_um: tuple[float, float, float] | None
@@ -231,8 +234,17 @@ class Plan:
         if unknown := [name for name in names if name not in known]:
             raise InputError(f"no contender {unknown[0]!r} in {self.file}; found {_list(known)}")
         kept = tuple(c for c in self.contenders if c.name in names)
-        reference = self.reference if self.reference in names else kept[0].name
-        return dataclasses.replace(self, contenders=kept, reference=reference)
+        reference = self.reference if self.reference in names else _first_network(kept)
+        used = {name for contender in kept for name in contender.backbone.values()}
+        pretraining = {name: own for name, own in self.pretraining.items() if name in used}
+        return dataclasses.replace(
+            self, contenders=kept, reference=reference, pretraining=pretraining
+        )
+
+
+def _first_network(contenders: Sequence[Contender]) -> str:
+    """Name the first that has a network, or else the first."""
+    return next((c for c in contenders if c.rule is None), contenders[0]).name
 
 
 def _asked(
@@ -283,8 +295,9 @@ def read_plan(file: Path) -> Plan:
         If it cannot be understood.
     """
     try:
-        given = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = file.read_text(encoding="utf-8")
+        given = yaml.load(text, _Loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:  # a date may be none
         raise InputError(f"{file} cannot be read as YAML: {_one_line(error)}") from error
     reader = _Reader(file)
     top = reader.mapping("the file", given, (*_KEYS, *_LAST_KEYS))
@@ -312,14 +325,12 @@ def read_plan(file: Path) -> Plan:
         for name, settings in named.items()
     )
     names = [contender.name for contender in contenders]
-    reference = str(
-        top.get("reference", next((c.name for c in contenders if not c.rule), names[0]))
-    )
+    reference = str(top.get("reference", _first_network(contenders)))
     reader.must(reference in names, "reference", reference, f"one of {_list(names)}")
     some_choose = rates_labels is None or any(c.chooses_rate for c in contenders)
     why = "nothing: no contender that is trained has several rates"
     reader.must(some_choose, "rates_labels", "given", why)
-    against = reader.against(top.get("against", {}), contenders)
+    against = reader.against(top.get("against", {}), contenders, reference)
     asked = _asked(own, both, transfer)
     for contender in contenders:
         for protocol, budgets in contender.budgets.items():
@@ -332,6 +343,7 @@ def read_plan(file: Path) -> Plan:
         reader.must(any(left), where, "without labels", f"some budgets of {_list(PROTOCOLS)}")
     plan = Plan(
         file=file,
+        text=text,
         brains=brains,
         cubes=cubes,
         voxel_size_um=reader.size("data.voxel_size_um", data.get("voxel_size_um")),
@@ -355,6 +367,14 @@ def read_plan(file: Path) -> Plan:
     return plan
 
 
+_TYPES = get_type_hints(FinetuneConfig)  # without the annotations of its command line
+_WORDS: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a name",
+    NoneType: "null",
+}
 _KEYS = ("data", "channels", "seeds", *PROTOCOLS, "rates", "rates_labels")
 _LAST_KEYS = ("reference", "against", "pretraining", "contenders")
 
@@ -404,6 +424,7 @@ class _Reader:
         fits = isinstance(given, list) and len(given) >= least and all(map(_is_budget, given))
         self.must(fits, where, given, "a list of numbers from 4 on, or all")
         assert isinstance(given, list)
+        self.must(len(set(given)) == len(given), where, given, "each once")
         return tuple(map(_number, given))
 
     def budget(self, where: str, given: object) -> int | None:
@@ -413,12 +434,18 @@ class _Reader:
         self.must(_is_budget(given), where, given, "a number from 4 on, or all")
         return _number(given)
 
-    def against(self, given: object, contenders: Sequence[Contender]) -> dict[str, int]:
-        """Read budgets by the names of contenders that learn."""
+    def against(
+        self, given: object, contenders: Sequence[Contender], reference: str
+    ) -> dict[str, int]:
+        """Read budgets by the names of contenders that learn; the reference has to, too."""
         found = {}
-        known = [c.name for c in contenders if c.rule not in UNSEEDED]
+        learn = [c.name for c in contenders if c.rule not in UNSEEDED]
+        known = [name for name in learn if name != reference]
         for name, budget in self.mapping("against", given).items():
-            self.must(name in known, "against", name, f"one that learns: {_list(known)}")
+            nothing = f"nothing: the reference, {reference}, learns nothing"
+            self.must(reference in learn, "against", name, nothing)
+            other = f"one that learns and is not the reference: {_list(known)}"
+            self.must(str(name) in known, "against", name, other)
             self.must(_is_budget(budget), f"against.{name}", budget, "a number from 4 on, or all")
             found[str(name)] = _number(budget)
         return found
@@ -435,6 +462,7 @@ class _Reader:
         fits = isinstance(given, list) and given and all(map(_positive, given))
         self.must(bool(fits), where, given, "a list of numbers above 0")
         assert isinstance(given, list)
+        self.must(len(set(given)) == len(given), where, given, "each once")
         return tuple(map(float, given))
 
     def own(self, given: object) -> Own:
@@ -456,8 +484,12 @@ class _Reader:
         self.must(fits, f"pretraining.{name}.brains", brains, "a list of brains")
         assert isinstance(brains, list)
         settings["brains"] = [same_name(locate(brain, self.file.parent)) for brain in brains]
-        if isinstance(init := settings.get("init"), str):
-            settings["init"] = self._located(init, {})
+        for key in ("init", "probe"):
+            if isinstance(value := settings.get(key), str):
+                settings[key] = self._located(value, {})
+        if (probe := settings.get("probe")) is not None:
+            there = isinstance(probe, str) and Path(probe).exists()
+            self.must(there, f"pretraining.{name}.probe", probe, "a file that is there")
         return settings
 
     def contender(
@@ -487,17 +519,21 @@ class _Reader:
             told = f"the pretraining {pretrained}"
             self.must(not pretrained, f"{where}.classifier", told, "a classifier")
         train = self.mapping(f"{where}.train", part.get("train", {}))
-        known = {field.name for field in dataclasses.fields(FinetuneConfig)} - _NOT_TRAINING
+        known = sorted(_TYPES.keys() - _NOT_TRAINING)
         for key in train:
-            expected = f"some of {_list(sorted(known))}"
-            self.must(key in known, f"{where}.train", f"with {key}", expected)
-        most = self.whole(f"{where}.seeds", part.get("seeds", seeds), least=1)
+            self.must(key in known, f"{where}.train", f"with {key}", f"some of {_list(known)}")
+        train = {key: self.typed(f"{where}.train.{key}", train[key], key) for key in train}
+        nothing = "nothing: it learns nothing"
+        self.must(rule not in UNSEEDED or "seeds" not in part, f"{where}.seeds", "given", nothing)
+        own_seeds = self.whole(f"{where}.seeds", part.get("seeds", seeds), least=1)
+        most = f"at most {seeds}, as the plan has it"
+        self.must(own_seeds <= seeds, f"{where}.seeds", own_seeds, most)
         found = Contender(
             name=name,
             rule=rule,
             backbone={key: self._located(value, pretraining) for key, value in named.items()},
             train=train,
-            seeds=1 if rule in UNSEEDED else min(most, seeds),
+            seeds=1 if rule in UNSEEDED else own_seeds,
             budgets={
                 protocol: self.budgets(f"{where}.{protocol}", part[protocol], least=0)
                 for protocol in PROTOCOLS
@@ -521,6 +557,18 @@ class _Reader:
         self.must(folds in (None, 0), f"{where}.train.folds", folds, one)
         return found
 
+    def typed(self, where: str, given: object, key: str) -> object:
+        """Check a setting's type, which a dataclass does not; 1e-3 is a text in YAML."""
+        for kind in get_args(_TYPES[key]) or (_TYPES[key],):
+            if kind is float and type(given) in (int, float, str):
+                with contextlib.suppress(ValueError):
+                    return float(given) if isinstance(given, str) else given
+            elif given == kind or type(given) is kind:  # one of a Literal's texts, or of its type
+                return given
+        words = [_WORDS.get(kind, kind) for kind in get_args(_TYPES[key]) or (_TYPES[key],)]
+        self.must(False, where, given, " or ".join(map(str, words)))
+        raise AssertionError
+
     def weights(self, where: str, given: object) -> dict[str, str]:
         """Read names of weights by group; one name is for all of them."""
         if isinstance(given, str):
@@ -538,6 +586,21 @@ class _Reader:
             if name not in pretraining and (folder / name.replace("{seed}", "0")).exists():
                 return str((folder / name).absolute())
         return name
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what is there twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Make a mapping of a node."""
+        known = set[str]()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                if key.value in known:
+                    told = f"{key.value!r} is there twice"
+                    raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
+                known.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _is_budget(value: object) -> bool:

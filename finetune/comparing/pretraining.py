@@ -24,6 +24,7 @@ from cubeclf_core.content import content_hash
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.files import replacing
 from finetune.config import is_random
+from finetune.cubes import CUBES_OF
 
 # As cubeclf-pretrain does; it stops, ready to go on, when what started it is gone.
 _COMMAND = """
@@ -124,7 +125,8 @@ def has_seen(backbone: str, volumes: frozenset[str]) -> str:
     backbone
         Name, or path of a run, of `cubeclf-finetune` too; of other files it is not known.
     volumes
-        As `Brain.signal` has them.
+        As `Brain.signal` has them, or as labelled cubes are called, which do not say of what
+        they are.
 
     Returns
     -------
@@ -133,8 +135,9 @@ def has_seen(backbone: str, volumes: frozenset[str]) -> str:
     """
     if not backbone or is_random(backbone):
         return "no"
+    no = "unknown" if any(volume.startswith(CUBES_OF) for volume in volumes) else "no"
     if backbone in zoo.index():  # simulated brains, and a crop
-        return "unknown" if any(_CROP in volume for volume in volumes) else "no"
+        return "unknown" if any(_CROP in volume for volume in volumes) else no
     try:
         told = yaml.safe_load((Path(backbone) / "config.yaml").read_text(encoding="utf-8"))
         brains = load_brains(told["brains"], voxel_size_um=told.get("voxel_size_um"))
@@ -144,7 +147,9 @@ def has_seen(backbone: str, volumes: frozenset[str]) -> str:
     if {brain.signal for brain in brains} & volumes:
         return "yes"
     before = has_seen(str(began), volumes) if began else "no"
-    return "unknown" if cubes and before == "no" else before  # a cube does not say of what it is
+    if before != "no":
+        return before
+    return "unknown" if cubes else no  # a cube does not say of what it is
 
 
 def has_ended(run: Path) -> bool:

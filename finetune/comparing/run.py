@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from cubeclf_core.classifier import load_classifier
 from cubeclf_core.console import progress, say
-from cubeclf_core.errors import InputError, RunFailed, Stopped
+from cubeclf_core.engine import device_kind
+from cubeclf_core.errors import InputError, OutputExists, RunFailed, Stopped
 from cubeclf_core.files import check_output
 from cubeclf_core.network_configs import BackboneConfig
 from cubeclf_core.runs import RunFolder
@@ -36,7 +37,6 @@ from finetune.comparing.grid import (
     search,
     searches,
 )
-from finetune.comparing.networks import device_kind
 from finetune.comparing.page import draw, render
 from finetune.comparing.plan import AS_IT_IS, Plan, read_plan
 from finetune.comparing.pretraining import Pretrained, Pretraining, run_pretraining
@@ -49,6 +49,8 @@ from finetune.sources import find_labels, reach_um
 from finetune.starting import load_start, untrained_classifier
 
 Item = TypeVar("Item")
+_PLAN = "plan.yaml"  # as it was when this was computed; the one that was given may be changed
+
 Work = Callable[[Callable[[Item], int], Sequence[Item], Callable[[int | None], None]], None]
 
 
@@ -69,14 +71,20 @@ def compare(config: CompareConfig) -> None:
     pretrained = Pretrained.plan((config.out / "pretraining").absolute(), plan.pretraining)
     network = _network(plan, pretrained)
     reach = reach_um(sources, network)
-    remarks = check_tasks(plan, places(sources), reach)
-    resumed = config.resume and _is_comparison(config.out)
+    check_tasks(plan, places(sources), reach)
+    there = _is_comparison(config.out)
+    resumed = config.resume and there
     inputs = [plan.file, *sources.paths, *_backbones(plan, pretrained)]
+    if there and not (resumed or config.overwrite):
+        raise OutputExists(
+            f"{config.out} is a comparison already; go on with it by --resume, which keeps what is "
+            "done, or begin anew by --overwrite, which deletes that"
+        )
     if not resumed:
         check_output(config.out, overwrite=config.overwrite, inputs=inputs)
     with (
         open_cluster(config.cluster) as cluster,
-        Processes(config.workers or (1 if device_kind() == "cuda" else usable_cores())) as here,
+        Processes(config.workers or (usable_cores() if device_kind() == "cpu" else 1)) as here,
         stop_on_signals() as stop,
     ):
         run = RunFolder(config.out, config, resume=resumed)
@@ -84,8 +92,9 @@ def compare(config: CompareConfig) -> None:
             cache = config.out.absolute() / "cache"
             stocked = fill(cache / "labels", sources, plan.channels, network)
             stock = look(stocked)
-            remarks += stock.remarks
-            check_tasks(plan, stock.labels, stock.reach)  # what was given twice is gone
+            # What was given twice is gone, so that a budget may not be reached any more.
+            remarks = [*check_tasks(plan, stock.labels, stock.reach), *stock.remarks]
+            remarks += _another_reference(plan, read_plan(config.plan))
             _introduce(run, plan, stock, remarks)
             jobs = jobs_of(
                 plan,
@@ -100,6 +109,13 @@ def compare(config: CompareConfig) -> None:
             _conclude(run, plan, jobs, stock, pretrained, remarks)
         except OSError as error:
             raise RunFailed(f"stopped: {error}; make room and go on with --resume") from error
+
+
+def _another_reference(plan: Plan, whole: Plan) -> list[str]:
+    """Say so where the contender that differences are taken to is left out."""
+    if plan.reference == whole.reference:
+        return []
+    return [f"differences are taken to {plan.reference}, as {whole.reference} takes no part"]
 
 
 def _is_comparison(folder: Path) -> bool:
@@ -257,7 +273,11 @@ def _conclude(
     run.write_json("costs.json", {name: asdict(cost) for name, cost in costs.items()})
     text = to_markdown(plan, rows, costs)
     run.write_text("table.md", text)
+    run.write_text(_PLAN, plan.text)
     pictures = draw(plan, rows, costs)
+    for old in (run.path / "figures").glob("*.png"):
+        if old.stem not in pictures:
+            old.unlink()
     for name, picture in pictures.items():
         run.save_figure(f"figures/{name}.png", picture.figure)
     run.write_text("comparison.html", render(plan, rows, found, pictures.values(), remarks))

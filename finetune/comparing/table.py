@@ -8,7 +8,7 @@ import io
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune.comparing.cost import Cost
 from finetune.comparing.grid import Row
@@ -17,8 +17,20 @@ from finetune.comparing.plan import Plan, budget_name, common_row, row_name
 Point = tuple[str, str, int]
 """Contender, protocol and budget."""
 
-Value = tuple[float, float, float]
-"""Mean over groups and seeds, and the lowest and highest seed, each a mean over groups."""
+
+class Value(NamedTuple):
+    """Mean over groups and seeds, the lowest and highest seed, each such a mean, how many seeds."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    @classmethod
+    def of(cls, seeds: Sequence[float]) -> Value:
+        """Of what each seed came to."""
+        return cls(statistics.mean(seeds), min(seeds), max(seeds), len(seeds))
+
 
 TITLES = {"auc": "AUC", "average_precision_less_prevalence": "AP − share of cells"}
 
@@ -48,11 +60,10 @@ def over_seeds(rows: Sequence[Row], measure: str) -> dict[Point, Value]:
     found: dict[Point, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in whole(rows, {row.group for row in rows}):
         found[_point(row)][row.seed].append(getattr(row, measure))
-    values = {}
-    for point, seeds in found.items():
-        means = [statistics.mean(of_groups) for of_groups in seeds.values()]
-        values[point] = (statistics.mean(means), min(means), max(means))
-    return values
+    return {
+        point: Value.of([statistics.mean(of_groups) for of_groups in seeds.values()])
+        for point, seeds in found.items()
+    }
 
 
 def by_group(rows: Sequence[Row], measure: str) -> dict[tuple[str, str, int, str], Value]:
@@ -60,12 +71,12 @@ def by_group(rows: Sequence[Row], measure: str) -> dict[tuple[str, str, int, str
     found: dict[tuple[str, str, int, str], list[float]] = defaultdict(list)
     for row in rows:
         found[row.contender, row.protocol, row.budget, row.group].append(getattr(row, measure))
-    return {key: (statistics.mean(v), min(v), max(v)) for key, v in found.items()}
+    return {key: Value.of(seeds) for key, seeds in found.items()}
 
 
 def to_markdown(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
-    """Lay out means over groups and seeds, each group, learning rates, and the cost."""
-    parts = []
+    """Lay out what was tested, means over groups and seeds, each group, rates, and the cost."""
+    parts = [_lay_out(*tested(plan, rows))]
     seeds = {
         c.name: len({row.seed for row in rows if row.contender == c.name}) for c in plan.contenders
     }
@@ -141,6 +152,18 @@ def _costs(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
     return _lay_out(head, body)
 
 
+def tested(plan: Plan, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Give a head and lines: of each group, how many are tested, and the share of cells."""
+    groups = sorted({row.group for row in rows})
+    found = {(row.protocol, row.group): row for row in rows}
+    body = []
+    for protocol in dict.fromkeys(protocol for protocol, _ in plan.rows):
+        of = [found.get((protocol, group)) for group in groups]
+        cells = ["–" if row is None else f"{row.tested:,}, {row.prevalence:.1%}" for row in of]
+        body.append([protocol, *cells])
+    return ["tested candidates, share of cells", *groups], body
+
+
 def rows_at(rows: Sequence[Row], contender: str, row: tuple[str, int]) -> list[Row]:
     """Those of one contender, protocol and budget."""
     return [found for found in rows if _point(found) == (contender, *row)]
@@ -173,12 +196,12 @@ def _point(row: Row) -> Point:
 def _cell(value: Value | None) -> str:
     if value is None:
         return ""
-    mean, low, high = value
-    return f"{mean:.3f}" if low == high else f"{mean:.3f} ({low:.3f}–{high:.3f})"
+    mean = f"{value.mean:.3f}"
+    return mean if value.low == value.high else f"{mean} ({value.low:.3f}–{value.high:.3f})"
 
 
 def _short(value: Value | None) -> str:
-    return "–" if value is None else f"{value[0]:.3f}".replace("0.", ".")
+    return "–" if value is None else f"{value.mean:.3f}".replace("0.", ".")
 
 
 def _lay_out(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

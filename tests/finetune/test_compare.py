@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -29,7 +30,7 @@ from finetune.comparing.cost import Cost, measure_cost
 from finetune.comparing.effects import effects
 from finetune.comparing.forest import forest_scores
 from finetune.comparing.grid import Row, jobs_of, run_job, search, searches
-from finetune.comparing.networks import DEVICE_KINDS, Network, Rate, device_kind
+from finetune.comparing.networks import Network, Rate
 from finetune.comparing.page import draw, render
 from finetune.comparing.plan import ALL, Contender, Own, read_plan
 from finetune.comparing.pretraining import Pretrained, has_ended, has_seen
@@ -74,7 +75,7 @@ def rows(out: Path, name: str = "results.csv") -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-CONTENDER = {"rule": "contrast"}
+FOREST = {"forest": {"rule": "forest"}}
 WRONG = {
     "not a mapping": ("[1, 2]", "the file is [1, 2], expected a mapping"),
     "a key that is not known": ({"colour": 1}, "'colour'"),
@@ -97,10 +98,13 @@ WRONG = {
     ),
     "against nobody": ({"against": {"nobody": 20}}, "against is nobody, expected one that learns"),
     "against a rule": ({"against": {"contrast": 20}}, "against is contrast, expected one that"),
-    "against too few": ({"against": {"untrained": 1}}, "against.untrained is 1, expected a number"),
+    "against too few": (
+        {"against": {"forest": 1}, "contenders": {**SMALL["contenders"], **FOREST}},
+        "against.forest is 1, expected a number",
+    ),
     "against others": (
-        {"against": {"untrained": "all"}},
-        "against.untrained is all, expected one of its own, 20",
+        {"against": {"forest": "all"}, "contenders": {**SMALL["contenders"], **FOREST}},
+        "against.forest is all, expected one of its own, 20",
     ),
     "own rates": (
         {"contenders": {"x": {"backbone": "resnet18", "rates": []}}},
@@ -155,6 +159,50 @@ WRONG = {
         "contenders.x.transfer is 30, expected some of 20",
     ),
     "no budget": ({"contenders": {"x": {"rule": "forest", "transfer": []}}}, "without labels"),
+    "a head that is none": (
+        {"contenders": {"x": {"backbone": "a", "train": {"head": "MLP"}}}},
+        "contenders.x.train.head is MLP, expected linear or mlp or attention",
+    ),
+    "a text for yes or no": (
+        {"contenders": {"x": {"backbone": "a", "train": {"freeze": "no way"}}}},
+        "contenders.x.train.freeze is no way, expected true or false",
+    ),
+    "half an epoch": (
+        {"contenders": {"x": {"backbone": "a", "train": {"epochs": 1.5}}}},
+        "contenders.x.train.epochs is 1.5, expected a whole number",
+    ),
+    "no epochs": (
+        {"contenders": {"x": {"backbone": "a", "train": {"epochs": None}}}},
+        "contenders.x.train.epochs is None, expected a whole number",
+    ),
+    "a rate that is no number": (
+        {"contenders": {"x": {"backbone": "a", "train": {"learning_rate": "fast"}}}},
+        "contenders.x.train.learning_rate is fast, expected a number or null",
+    ),
+    "seeds of what learns nothing": (
+        {"contenders": {"x": {"rule": "contrast", "seeds": 1}}},
+        "contenders.x.seeds is given, expected nothing",
+    ),
+    "more seeds than the plan": (
+        {"seeds": 2, "contenders": {"x": {"rule": "forest", "seeds": 3}}},
+        "contenders.x.seeds is 3, expected at most 2",
+    ),
+    "a budget twice": ({"transfer": {"labels": [20, 20]}}, "[20, 20], expected each once"),
+    "a rate twice": ({"rates": [1, 1.0]}, "[1, 1.0], expected each once"),
+    "a name twice": ("contenders: {x: {rule: forest}, x: {rule: forest}}", "'x' is there twice"),
+    "a date that is none": ("seeds: 2026-13-45", "cannot be read as YAML"),
+    "against the reference": (
+        {"against": {"untrained": 20}},
+        "against is untrained, expected one that learns and is not the reference",
+    ),
+    "against, of a rule": (
+        {"against": {"untrained": 20}, "reference": "contrast"},
+        "expected nothing: the reference, contrast, learns nothing",
+    ),
+    "a probe that is not there": (
+        {"pretraining": {"p": {"brains": ["b"], "probe": "nowhere.yaml"}}},
+        "pretraining.p.probe is nowhere.yaml, expected a file that is there",
+    ),
     "seed": ({"pretraining": {"p": {"seed": 1, "brains": ["b"]}}}, "pretraining.p.seed"),
 }
 
@@ -290,7 +338,9 @@ def test_a_comparison_and_what_it_takes_up_again(two: Path, command, monkeypatch
     contenders = {**SMALL["contenders"], "density": {"rule": "density"}}
     again = command("cubeclf-compare", write_plan(two, contenders=contenders), "--out", out)
     assert again.code == 2
-    assert "--overwrite" in again.err
+    assert "go on with it by --resume" in again.err
+    assert "--overwrite, which deletes" in again.err
+    assert (out / "plan.yaml").read_text() == yaml.safe_dump(SMALL, sort_keys=False)
     again = command(
         "cubeclf-compare", write_plan(two, contenders=contenders), "--out", out, "--resume"
     )
@@ -376,6 +426,11 @@ def test_what_a_run_has_learned_from_is_known_by_its_settings(two: Path, simulat
         "of images": ("yes", "unknown"),
         "of cubes": ("unknown", "unknown"),
     }
+    cubes = frozenset({"cubes of a"})  # which do not say of what they are
+    told = {name: has_seen(str(two / name), cubes) for name in runs}
+    assert set(told.values()) == {"unknown"}
+    assert has_seen("vit3d-nano-v1", cubes) == "unknown"
+    assert has_seen("scratch:vit-nano", cubes) == "no"
 
 
 def test_a_pretraining_that_was_stopped_sooner_has_not_ended(two: Path, command) -> None:
@@ -415,6 +470,7 @@ def test_only_a_comparison_is_gone_on_with(two: Path, command) -> None:
     outcome = command("cubeclf-compare", write_plan(two), "--out", out, "--resume")
     assert outcome.code == 2
     assert "exists already" in outcome.err
+    assert "--resume" not in outcome.err
     assert (out / "config.yaml").read_text() == "brains: [a]\nout: b\n"
     assert len(list(out.iterdir())) == 1
 
@@ -820,6 +876,28 @@ def scored(contender: str, group: str, seed: int, auc: float) -> Row:
     return Row(**{**rest, "contender": contender, "group": group, "seed": seed, "auc": auc})
 
 
+def marks(panel: Axes) -> dict[str, tuple[Any, Any, str]]:
+    """What is marked in a picture, and how far, by name: where, and whether it is full."""
+    found = {}
+    for bars in panel.containers:
+        line = bars.lines[0]
+        found[bars.get_label()] = (line.get_xdata(), line.get_ydata(), line.get_fillstyle())
+    return found
+
+
+def test_what_has_fewer_seeds_than_others_is_hollow(tmp_path: Path) -> None:
+    contenders = {
+        "all": {"backbone": "scratch:vit-nano"},
+        "one": {"backbone": "resnet18", "seeds": 1},
+    }
+    plan = read_plan(write_plan(tmp_path, contenders=contenders, seeds=2))
+    done = [scored("all", "b", 0, 0.8), scored("all", "b", 1, 0.9), scored("one", "b", 0, 0.7)]
+    drawn = draw(plan, done, {name: Cost(2_000_000, 1.0, 2.0, "cpu", 1) for name in contenders})
+    for name in ("learning_curves", "group_curves", "cost"):
+        shown = marks(drawn[name].figure.axes[0])
+        assert {who: fill for who, (_, _, fill) in shown.items()} == {"all": "full", "one": "none"}
+
+
 def test_pictures_have_a_scale_of_what_learns_and_all_costs(tmp_path: Path) -> None:
     """A rule at .1 does not press together what learns, at .8 and 1."""
     plan = read_plan(write_plan(tmp_path))
@@ -831,7 +909,8 @@ def test_pictures_have_a_scale_of_what_learns_and_all_costs(tmp_path: Path) -> N
         assert 0.7 < low < 0.8
         assert 1.0 < high < 1.01
     quality = drawn["cost"].figure.axes
-    assert [list(panel.lines[0].get_xdata()) for panel in quality] == [[2.0], [1.0], [2.0], [3.0]]
+    assert [list(marks(panel)["untrained"][0]) for panel in quality] == [[2.0], [1.0], [2.0], [3.0]]
+    assert "contrast" in [line.get_label() for line in quality[0].lines]
 
 
 def test_costs_show_what_took_part_elsewhere_by_name(tmp_path: Path) -> None:
@@ -852,7 +931,7 @@ def test_costs_show_what_took_part_elsewhere_by_name(tmp_path: Path) -> None:
     done = [*own, scored("large", "b", 0, 0.2), scored("elsewhere", "b", 0, 0.1)]
     costs = {name: Cost(2_000_000, 1.0, 2.0, "cpu", 1) for name in contenders}
     panel = draw(plan, done, costs)["cost"].figure.axes[0]
-    shown = {line.get_label(): list(line.get_ydata()) for line in panel.lines}
+    shown = {name: list(mark[1]) for name, mark in marks(panel).items()}
     assert shown == {"untrained": [0.8], "few": [0.7], "large (own all)": [0.9]}
     assert panel.get_ylabel() == "AUC, own, 20 labels, or as named"
 
