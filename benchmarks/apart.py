@@ -50,7 +50,8 @@ def apart(file: Path, name: str) -> list[str]:
         f"blocks of space, which stand in `differences.csv`; {UNKNOWN} is where there is none. "
         "They say how far a mean of these seeds would move with other tissue. Of so many, one in "
         "twenty would be apart by chance. Labels are those of the column for both, or beside the "
-        "other's name:"
+        "other's name. Means are of the seeds that both have, which may be the first alone where "
+        "the tables above have means of more; where labels differ, of all that each has:"
     ]
     known = dict.fromkeys(contender for _, contender, _, _ in signs)
     for measure, title in TITLES.items():

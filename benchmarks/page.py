@@ -296,7 +296,9 @@ def _estimate(results: Path) -> list[str]:
     return [
         f"Classifying {BRAINS} brains of 10¹¹ voxels and {CANDIDATES:,} candidates each on {NODES} "
         f"nodes of {CORES} cores by a network of size {_SIZE}: **{hours:.1f} hours**, as an order "
-        "of magnitude.",
+        f"of magnitude, if storage gives {bytes_a_second / 1e9:.0f} GB/s; at 2 GB/s reading alone "
+        f"takes {BRAINS * _BRAIN_VOXELS * _BYTES / 2e9 / 3600:.1f} hours, less what compression "
+        "spares.",
         f"- A core does {a_core:.0f} candidates a second: {classified:.0f} where chunks hold many, "
         f"as measured with 200,000 candidates on {figures['cpus']:.0f} shared cores{units}; and, "
         f"to read signal and background, {sparse / sparser:.0f}, which is {sparse:.0f} as measured "

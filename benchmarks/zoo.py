@@ -233,6 +233,11 @@ def _index(into: Path) -> dict[str, zoo.Entry]:
     return {name: zoo.Entry(**entry) for name, entry in told.items()}
 
 
+_NO_RESULT = r"This card holds no result on [^.]*\."
+_BACKBONE_ON_REAL = (
+    "What it is worth on real brains that it has not seen stands in docs/benchmarks.md, what the "
+    "results above mean in docs/pretraining.md: measure on labelled cells of your own."
+)
 _ON_REAL = (
     "It has learned from simulated cells alone. What it reaches on real ones stands in "
     f'docs/comparisons/cfos_own.md, as "{CLASSIFIER}, as it is": '
@@ -249,6 +254,7 @@ def _backbone_card(run: Path, name: str) -> str:
     """Call the weights by their name, and leave out paths and pictures that do not come along."""
     card = (run / "exported" / "README.md").read_text(encoding="utf-8")
     card = card.replace(str(run.parent), "FOLDER").replace("backbone.safetensors", name)
+    card = re.sub(_NO_RESULT, _BACKBONE_ON_REAL, card)
     return "\n".join(line for line in card.splitlines() if not line.startswith("![")) + "\n"
 
 
@@ -268,7 +274,7 @@ def _classifier_card(run: Path, name: str) -> str:
     card = card.replace("load_classifier\nclassifier", "load_classifier\n\nclassifier")
     card = card.replace(f"'{name}'", f'"{name}"')
     card = card[card.index("# ") :].replace("takes the folder", "takes the name")
-    card = re.sub(r"This card holds no result on [^.]*\.", _ON_REAL, card)
+    card = re.sub(_NO_RESULT, _ON_REAL, card)
     return re.sub(r"; `cubeclf-finetune --backbone` starts [^.]*", "", card)
 
 
