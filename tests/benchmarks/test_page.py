@@ -47,10 +47,10 @@ def test_a_comparison_that_is_not_whole_is_one_line(tmp_path: Path, monkeypatch,
     monkeypatch.setattr(page_module, "DOCS", docs)
     about = results / "comparison_cfos" / "about.md"
     about.write_text("No title")
-    assert page_module.main() == 2
+    assert page_module.main([]) == 2
     assert "begins with 'No title', expected a title" in capfd.readouterr().err
     about.unlink()
-    assert page_module.main() == 2
+    assert page_module.main([]) == 2
     assert "about.md" in capfd.readouterr().err
     assert not docs.exists()
 

@@ -21,6 +21,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from cubeclf_core import load_classifier
 from cubeclf_core.backbones import build_backbone, save_backbone
 from cubeclf_core.cells import Cells, read_cells, write_cells
+from cubeclf_core.engine import DEVICE_KINDS, device_kind
 from cubeclf_core.errors import InputError, RunFailed
 from cubeclf_core.rules import density
 from cubeclf_core.trained import save_classifier
