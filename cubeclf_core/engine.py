@@ -26,8 +26,6 @@ from cubeclf_core.signals import StopRequest
 
 T = TypeVar("T")
 _MODEL, _OPTIMIZER = "model.", "optimizer."
-
-
 DEVICE_KINDS = ("cuda", "mps", "cpu")
 
 

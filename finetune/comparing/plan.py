@@ -559,15 +559,15 @@ class _Reader:
 
     def typed(self, where: str, given: object, key: str) -> object:
         """Check a setting's type, which a dataclass does not; 1e-3 is a text in YAML."""
-        for kind in get_args(_TYPES[key]) or (_TYPES[key],):
+        kinds = get_args(_TYPES[key]) or (_TYPES[key],)
+        for kind in kinds:
             if kind is float and type(given) in (int, float, str):
                 with contextlib.suppress(ValueError):
                     return float(given) if isinstance(given, str) else given
             elif given == kind or type(given) is kind:  # one of a Literal's texts, or of its type
                 return given
-        words = [_WORDS.get(kind, kind) for kind in get_args(_TYPES[key]) or (_TYPES[key],)]
-        self.must(False, where, given, " or ".join(map(str, words)))
-        raise AssertionError
+        expected = " or ".join(str(_WORDS.get(kind, kind)) for kind in kinds)
+        raise InputError(f"{self.file}: {where} is {given}, expected {expected}")
 
     def weights(self, where: str, given: object) -> dict[str, str]:
         """Read names of weights by group; one name is for all of them."""

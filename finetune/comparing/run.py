@@ -49,8 +49,6 @@ from finetune.sources import find_labels, reach_um
 from finetune.starting import load_start, untrained_classifier
 
 Item = TypeVar("Item")
-_PLAN = "plan.yaml"  # as it was when this was computed; the one that was given may be changed
-
 Work = Callable[[Callable[[Item], int], Sequence[Item], Callable[[int | None], None]], None]
 
 
@@ -66,7 +64,8 @@ def compare(config: CompareConfig) -> None:
     RunFailed
         If a training or a process fails, or the disk is full.
     """
-    plan = read_plan(config.plan).only(config.contenders)
+    whole = read_plan(config.plan)
+    plan = whole.only(config.contenders)
     sources = find_labels(plan.brains, plan.cubes, voxel_size_um=plan.voxel_size_um)
     pretrained = Pretrained.plan((config.out / "pretraining").absolute(), plan.pretraining)
     network = _network(plan, pretrained)
@@ -94,7 +93,7 @@ def compare(config: CompareConfig) -> None:
             stock = look(stocked)
             # What was given twice is gone, so that a budget may not be reached any more.
             remarks = [*check_tasks(plan, stock.labels, stock.reach), *stock.remarks]
-            remarks += _another_reference(plan, read_plan(config.plan))
+            remarks += _another_reference(plan, whole)
             _introduce(run, plan, stock, remarks)
             jobs = jobs_of(
                 plan,
@@ -273,11 +272,10 @@ def _conclude(
     run.write_json("costs.json", {name: asdict(cost) for name, cost in costs.items()})
     text = to_markdown(plan, rows, costs)
     run.write_text("table.md", text)
-    run.write_text(_PLAN, plan.text)
+    run.write_text("plan.yaml", plan.text)  # the one that was given may be changed
     pictures = draw(plan, rows, costs)
-    for old in (run.path / "figures").glob("*.png"):
-        if old.stem not in pictures:
-            old.unlink()
+    if not costs:  # another run here may have drawn them
+        (run.path / "figures" / "cost.png").unlink(missing_ok=True)
     for name, picture in pictures.items():
         run.save_figure(f"figures/{name}.png", picture.figure)
     run.write_text("comparison.html", render(plan, rows, found, pictures.values(), remarks))

@@ -241,6 +241,14 @@ def test_paths_are_relative_to_the_plan(tmp_path: Path) -> None:
         y.backbone_for("8")
 
 
+def test_a_number_may_have_an_exponent(tmp_path: Path) -> None:
+    """YAML makes a text of 1e-3."""
+    train = {"freeze": False, "learning_rate": "1e-3", "weight_decay": 0}
+    contenders = {"x": {"backbone": "resnet18", "train": train}}
+    (x,) = read_plan(write_plan(tmp_path, contenders=contenders)).contenders
+    assert (x.train["learning_rate"], x.train["weight_decay"]) == (0.001, 0)
+
+
 def scattered(n: int, seed: int) -> Labelled:
     """Labels of two groups, places only."""
     import torch
