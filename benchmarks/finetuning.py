@@ -28,14 +28,15 @@ from finetune.config import FinetuneConfig
 
 _FROZEN: tuple[str, ...] = ()
 _ALL = ("--no-freeze",)
+_RESNET = (*_ALL, "--batch-size", "16")  # cellfinder's, as in the comparisons
 WAYS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "nano, frozen": ("scratch:vit-nano+projection", _FROZEN),
     "nano, trained": ("scratch:vit-nano+projection", _ALL),
     "tiny, frozen": ("vit3d-tiny-v1", _FROZEN),
     "tiny, LoRA": ("vit3d-tiny-v1", ("--lora-rank", "8")),
     "tiny, trained": ("vit3d-tiny-v1", _ALL),
-    "ResNet-18, trained": ("resnet18", _ALL),
-    "ResNet-50, trained": ("resnet50", _ALL),
+    "ResNet-18, trained": ("resnet18", _RESNET),
+    "ResNet-50, trained": ("resnet50", _RESNET),
 }
 LABELS, LONGER = 100, 6
 _SHAPE: Shape3 = (96, 512, 512)
