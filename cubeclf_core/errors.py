@@ -3,7 +3,8 @@
 ::
 
     CubeclfError                    exit code 1: it failed while running
-    ├── RunFailed (RuntimeError)        training diverged, an export did not match, …
+    ├── RunFailed (RuntimeError)        a process died, an export did not match, …
+    │   ├── TrainingDiverged        a loss or a gradient is no number
     │   └── Collapsed               in pretrain.monitors: the backbone says the same of all cuboids
     ├── Stopped                     exit code 75: asked to stop by a signal; nothing is lost
     └── InputError (ValueError)     exit code 2: the user can mend it
@@ -30,6 +31,10 @@ class CubeclfError(Exception):
 
 class RunFailed(CubeclfError, RuntimeError):
     """Something failed while running, with valid input."""
+
+
+class TrainingDiverged(RunFailed):
+    """The loss or the gradient of a training is no number any more."""
 
 
 class Stopped(CubeclfError):

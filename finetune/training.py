@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from cubeclf_core.draws import Draws
 from cubeclf_core.engine import load_state, save_state
-from cubeclf_core.errors import RunFailed
+from cubeclf_core.errors import TrainingDiverged
 from cubeclf_core.heads import CELL_CLASS, Head
 from cubeclf_core.regression import Logistic, fit_logistic, mean_of, share_intercepts, widened
 from finetune.adapt import settle_statistics, trained_norms
@@ -332,7 +332,7 @@ class Training:
                 self.tell(f"too little memory: going on with {at_a_time} cuboids at a time")
         norm = nn.utils.clip_grad_norm_((p for g in self.groups for p in g["params"]), 1.0)
         if not math.isfinite(loss) or not norm.isfinite():
-            raise RunFailed(
+            raise TrainingDiverged(
                 f"{self.trial.name}: loss {loss:.3g} and gradient {norm:.3g} in epoch "
                 f"{self.epoch + 1}; try a lower learning_rate than {rate:.2g}, or precision 32-true"
             )

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from cubeclf_core.content import content_hash
 from cubeclf_core.engine import DEVICE_KINDS, device_kind
-from cubeclf_core.errors import InputError, RunFailed
+from cubeclf_core.errors import InputError, RunFailed, TrainingDiverged
 from cubeclf_core.files import replacing
 from cubeclf_core.metrics import classification_metrics
 from finetune.comparing.forest import LEAF, leaf
@@ -171,6 +171,13 @@ class Job:
                 return device, file
         return None
 
+    def diverged(self, task: Task, stock: Stock) -> str:
+        """What is told of a cell whose training has diverged here; empty if it has not.
+
+        It would again: what a cell is called by is all that it depends on.
+        """
+        return "" if self.found(task, stock) else _read_divergence(self.file(task, stock))
+
     def tasks(self, stock: Stock, row: tuple[str, int]) -> list[Task]:
         """Of one row, by seed."""
         seeds = range(self.contender.seeds)
@@ -201,11 +208,14 @@ class Job:
     def _rates_budget(self, budget: int) -> int:
         return budget if self.plan.rates_labels is None else self.plan.rates_labels
 
-    def left(self, stock: Stock) -> int:
-        """How many cells are not done."""
-        return sum(
-            self.found(task, stock) is None for row in self.rows for task in self.tasks(stock, row)
-        )
+    def left(self, stock: Stock) -> list[tuple[tuple[str, int], Task]]:
+        """Rows and tasks of cells that are not done, and have not diverged."""
+        return [
+            (row, task)
+            for row in self.rows
+            for task in self.tasks(stock, row)
+            if not (self.found(task, stock) or self.diverged(task, stock))
+        ]
 
 
 def jobs_of(plan: Plan, groups: Sequence[str], **folders: Any) -> list[Job]:
@@ -228,22 +238,23 @@ def run_job(job: Job) -> int:
     _check_device(job)
     stock = look(job.stock)
     rules = Rules(stock)
-    n = 0
-    for row in job.rows:
-        for task in job.tasks(stock, row):
-            if job.found(task, stock):
-                continue
-            n += 1
-            _forget_peak()
-            if job.contender.rule is not None:
-                rate = Rate(USUAL, "none")
-                answer = rules.answer(job.contender.rule, task, job.backbone(task.seed))
-            else:
-                network = _network(job, task.seed, stock)
+    left = job.left(stock)
+    for row, task in left:
+        _forget_peak()
+        file = job.file(task, stock)
+        if job.contender.rule is not None:
+            rate = Rate(USUAL, "none")
+            answer = rules.answer(job.contender.rule, task, job.backbone(task.seed))
+        else:
+            network = _network(job, task.seed, stock)
+            try:
                 rate = _rate(job, row, stock)
                 answer = _answer(network, task, rate)
-            _write(job.file(task, stock), _row(job, task, stock, answer, rate), answer.scores)
-    return n
+            except TrainingDiverged as error:  # others go on
+                _write_divergence(file, error)
+                continue
+        _write(file, _row(job, task, stock, answer, rate), answer.scores)
+    return len(left)
 
 
 @dataclass(frozen=True)
@@ -303,7 +314,8 @@ def searches(jobs: Sequence[Job], stock: Stock) -> list[Search]:
 def search(item: Search) -> int:
     """Choose a rate and keep it."""
     _check_device(item.job)
-    _rate(item.job, item.row, look(item.job.stock))
+    with contextlib.suppress(TrainingDiverged):  # its cells will say so
+        _rate(item.job, item.row, look(item.job.stock))
     return 1
 
 
@@ -312,9 +324,16 @@ def _rate(job: Job, row: tuple[str, int], stock: Stock) -> Rate:
     if kept := job.kept_rate(stock, row):
         return kept
     task = job.search(stock, row)
-    rate = _network(job, 0, stock).choose_rate(task)
+    file = job.rate_file(task, stock)
+    if told := _read_divergence(file):
+        raise TrainingDiverged(told)
+    try:
+        rate = _network(job, 0, stock).choose_rate(task)
+    except TrainingDiverged as error:
+        _write_divergence(file, error)
+        raise
     if job.contender.chooses_rate:
-        with replacing(job.rate_file(task, stock)) as made:
+        with replacing(file) as made:
             made.write_text(json.dumps(asdict(rate)), encoding="utf-8")
     return rate
 
@@ -322,9 +341,8 @@ def _rate(job: Job, row: tuple[str, int], stock: Stock) -> Rate:
 def _answer(network: Network, task: Task, rate: Rate) -> Answer:
     try:
         return network.answer(task, rate)
-    except RunFailed as error:  # a rate that a search has chosen may be too high for more labels
-        told = f"{network.contender.name}, {task.name}, {rate.factor:g} times the usual rate"
-        raise RunFailed(f"{told}: {error}") from error
+    except TrainingDiverged as error:  # a rate that was chosen may be too high for more labels
+        raise TrainingDiverged(f"at {rate.factor:g} times the usual rate: {error}") from error
 
 
 def _network(job: Job, seed: int, stock: Stock) -> Network:
@@ -356,6 +374,17 @@ def read_cells(jobs: Sequence[Job], stock: Stock) -> Iterator[tuple[Row, Task, n
                     shown = job.pretrained.shown(name)
                     told |= {"contender": job.contender.name, "backbone": shown, "device": device}
                     yield Row(**told, seen=has_seen(name, volumes)), task, scores
+
+
+def read_divergences(jobs: Sequence[Job], stock: Stock) -> list[str]:
+    """Tell which cells there are none of, as their training diverges."""
+    return [
+        f"{job.contender.name}, {task.name}: {told}"
+        for job in jobs
+        for row in job.rows
+        for task in job.tasks(stock, row)
+        if (told := job.diverged(task, stock))
+    ]
 
 
 def _row(job: Job, task: Task, stock: Stock, answer: Answer, rate: Rate) -> dict[str, Any]:
@@ -393,6 +422,21 @@ def _write(file: Path, row: dict[str, Any], scores: npt.NDArray[Any]) -> None:
 def _read(file: Path) -> tuple[dict[str, Any], npt.NDArray[Any]]:
     with np.load(file) as opened:
         return json.loads(str(opened["row"])), opened["scores"]
+
+
+def _write_divergence(file: Path, error: TrainingDiverged) -> None:
+    """Leave what is told of a training beside where its result would be."""
+    with replacing(_divergence(file)) as made:
+        made.write_text(str(error), encoding="utf-8")
+
+
+def _read_divergence(file: Path) -> str:
+    told = _divergence(file)
+    return told.read_text(encoding="utf-8") if told.exists() else ""
+
+
+def _divergence(file: Path) -> Path:
+    return file.with_suffix(".diverged.txt")
 
 
 def _digest(index: npt.NDArray[np.int64]) -> str:

@@ -20,7 +20,7 @@ from sklearn.metrics import average_precision_score
 from cubeclf_core.console import say
 from cubeclf_core.content import content_hash
 from cubeclf_core.engine import device_kind, make_fabric
-from cubeclf_core.errors import InputError, RunFailed
+from cubeclf_core.errors import InputError, TrainingDiverged
 from cubeclf_core.files import replacing
 from cubeclf_core.heads import CELL_CLASS
 from finetune.comparing.plan import Contender
@@ -99,15 +99,15 @@ class Network:
         for factor in factors:
             try:
                 said = self._tried(task, Rate(factor, ""), parts[0])
-            except RunFailed as error:  # it diverges
+            except TrainingDiverged as error:
                 failed[factor] = str(error)
                 continue
             found[factor] = float(average_precision_score(kinds, said))
         if not found:
             lowest = min(factors)
-            raise RunFailed(
-                f"{self.contender.name}, {task.name}, diverges at each of the rates "
-                f"{_list(factors)}; give the plan lower ones (at {lowest:g}: {failed[lowest]})"
+            raise TrainingDiverged(
+                f"with {task.name} it diverges at each of the rates {_list(factors)}; give it "
+                f"lower ones (at {lowest:g}: {failed[lowest]})"
             )
         # Of equals, which few held-out labels often make, the one nearest to the usual.
         best = max(found, key=lambda factor: (found[factor], -abs(math.log(factor))))
@@ -135,14 +135,14 @@ class Network:
             logits = in_parts(
                 outcome.classifier, lambda part: cuboids[index[part]].to(device), everything
             )
-        scores = logits.double().softmax(1)[:, CELL_CLASS].numpy()
+        scores = _of_cells(logits)
         return Answer(scores, outcome.epochs, trained - start, time.monotonic() - trained)
 
     def _tried(self, task: Task, rate: Rate, part: Split) -> npt.NDArray[np.float64]:
         """Train on a part of what a task teaches, and score the rest: at its best, or at last."""
         if self.config().parts_held_out:
             said = self._trials(task, rate, [part]).hold_out()
-            return said.double().softmax(1)[:, CELL_CLASS].numpy()
+            return _of_cells(said)
         inner = replace(task, learn=task.learn[part.train], test=task.learn[part.held_out])
         return self.answer(inner, rate).scores
 
@@ -228,6 +228,14 @@ def for_protocol(protocol: str, contender: Contender) -> dict[str, bool]:
     """Settings that a protocol asks for: labels of one other brain are for another, too."""
     given = protocol != "transfer" or "for_others" in contender.train
     return {} if given else {"for_others": True}
+
+
+def _of_cells(logits: torch.Tensor) -> npt.NDArray[np.float64]:
+    """Give probabilities of the class of cells; the last step of a training may spoil them."""
+    scores: npt.NDArray[np.float64] = logits.double().softmax(1)[:, CELL_CLASS].numpy()
+    if not np.isfinite(scores).all():
+        raise TrainingDiverged("what it says in the end is no number")
+    return scores
 
 
 def _list(factors: Sequence[float]) -> str:

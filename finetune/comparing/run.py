@@ -33,6 +33,7 @@ from finetune.comparing.grid import (
     embeddings,
     jobs_of,
     read_cells,
+    read_divergences,
     run_job,
     search,
     searches,
@@ -197,7 +198,7 @@ def _work_through(
     """Do all that is missing, a phase after the other."""
     trainings = [t for t in _trainings(plan, jobs, pretrained) if not t.done()]
     _phase("pretraining", work, run_pretraining, trainings, len(trainings), "runs", stop)
-    left = [job.left(stock) for job in jobs]
+    left = [len(job.left(stock)) for job in jobs]
     undone = [job for job, n in zip(jobs, left, strict=True) if n]
     asked = embeddings(undone, stock)
     _phase("embedding", work, embed, asked, len(asked), "groups", stop)
@@ -262,8 +263,14 @@ def _conclude(
     pretrained: Pretrained,
     remarks: Sequence[str],
 ) -> None:
-    """Write everything that is made of the cells."""
+    """Write everything that is made of the cells; say so where there are not all."""
     cells = list(read_cells(jobs, stock))
+    diverged = read_divergences(jobs, stock)
+    if not cells:
+        raise RunFailed(f"nothing can be compared: {diverged[0]}")
+    for told in diverged:
+        run.tell(f"note        left out: {told}")
+    remarks = [*remarks, *(f"Left out: {told}" for told in diverged)]
     rows: list[Row] = [row for row, _, _ in cells]
     found = effects(cells, stock, plan)
     costs = _costs(plan, stock, pretrained)
@@ -282,6 +289,11 @@ def _conclude(
     print(text, end="", flush=True)
     run.tell(f"page        {run.path / 'comparison.html'}")
     run.tell(f"all cells   {run.path / 'results.csv'}")
+    if diverged:
+        raise RunFailed(
+            f"{len(diverged)} of {len(diverged) + len(cells)} cells are left out of the tables: "
+            "their training diverges, as notes above and on the page tell; give lower rates"
+        )
 
 
 def _costs(plan: Plan, stock: Stock, pretrained: Pretrained) -> dict[str, Cost]:

@@ -22,7 +22,7 @@ from cubeclf_core import load_classifier
 from cubeclf_core.backbones import build_backbone, save_backbone
 from cubeclf_core.cells import Cells, read_cells, write_cells
 from cubeclf_core.engine import DEVICE_KINDS, device_kind
-from cubeclf_core.errors import InputError, RunFailed
+from cubeclf_core.errors import InputError, TrainingDiverged
 from cubeclf_core.rules import density
 from cubeclf_core.trained import save_classifier
 from cubeclf_core.vit import Vit3dConfig
@@ -613,9 +613,38 @@ def test_a_rate_that_diverges_is_not_taken(two: Path) -> None:
 
 def test_rates_that_all_diverge_are_said_with_what_the_lowest_came_to(two: Path) -> None:
     with pytest.raises(
-        RunFailed, match=r"trained, .* each of the rates 1e\+35, 1e\+30.*at 1e\+30: .*gradient"
+        TrainingDiverged, match=r"b, .* each of the rates 1e\+35, 1e\+30.*at 1e\+30: .*gradient"
     ):
         choose_a_rate(two, [1e35, 1e30])
+
+
+def test_a_training_that_diverges_is_left_out_and_the_others_are_not(two: Path, command) -> None:
+    train = {"freeze": False, "epochs": 1, "folds": 0, "batch_size": 8}
+    contenders = {
+        "contrast": {"rule": "contrast"},
+        "searched": {"backbone": "scratch:vit-nano", "train": train, "rates": [1e35, 1e30]},
+        "given": {"backbone": "scratch:vit-nano", "train": train, "rates": [1e30]},
+    }
+    plan, out = write_plan(two, contenders=contenders, reference="contrast"), two / "out"
+    outcome = command("cubeclf-compare", plan, "--out", out, "--workers", 1)
+    assert outcome.code == 1
+    assert "4 of 6 cells are left out of the tables: their training diverges" in outcome.err
+    assert "given, b, transfer, 20 labels, seed 0: at 1e+30 times the usual rate: " in outcome.err
+    assert "it diverges at each of the rates 1e+35, 1e+30; give it lower ones" in outcome.err
+    assert {row["contender"] for row in rows(out)} == {"contrast"}
+    page = (out / "comparison.html").read_text()
+    assert page.count("Left out: ") == 4
+    texts = {file: file.stat().st_mtime_ns for file in out.glob("cells/*.diverged.txt")}
+    assert len(texts) == 6  # two searches too
+
+    # Again, with what can be trained: what diverged is not begun again.
+    contenders["lower"] = {**contenders["given"], "rates": [1]}
+    plan = write_plan(two, contenders=contenders, reference="contrast")
+    resumed = command("cubeclf-compare", plan, "--out", out, "--workers", 1, "--resume")
+    assert resumed.code == 1
+    assert "4 of 8 cells" in resumed.err
+    assert {file: file.stat().st_mtime_ns for file in texts} == texts
+    assert {row["contender"] for row in rows(out)} == {"contrast", "lower"}
 
 
 def test_labels_of_one_other_brain_are_for_another(two: Path) -> None:
