@@ -631,14 +631,11 @@ def test_a_training_that_diverges_is_left_out_and_the_others_are_not(two: Path, 
     texts = {file: file.stat().st_mtime_ns for file in out.glob("cells/*.diverged.txt")}
     assert len(texts) == 6  # two searches too
 
-    # Again, with what can be trained: what diverged is not begun again.
-    contenders["lower"] = {**contenders["given"], "rates": [1]}
-    plan = write_plan(two, contenders=contenders, reference="contrast")
+    # Nobody begins again what diverged.
     resumed = command("cubeclf-compare", plan, "--out", out, "--workers", 1, "--resume")
     assert resumed.code == 1
-    assert "4 of 8 cells" in resumed.err
+    assert "4 of 6 cells" in resumed.err
     assert {file: file.stat().st_mtime_ns for file in texts} == texts
-    assert {row["contender"] for row in rows(out)} == {"contrast", "lower"}
 
 
 def test_labels_of_one_other_brain_are_for_another(two: Path) -> None:
@@ -660,6 +657,7 @@ def test_labels_of_one_other_brain_are_for_another(two: Path) -> None:
     np.testing.assert_array_equal(scores("own", 0), scores("own", 2))
 
 
+@pytest.mark.slow
 def test_all_epochs_are_taken_where_nothing_is_to_be_held_out(two: Path) -> None:
     """Where a part is, a rate that ruins the network leaves the head that was fitted first.
 

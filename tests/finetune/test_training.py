@@ -605,7 +605,12 @@ def test_copies_are_taken_as_often_as_asked(copies: int, along_z: float) -> None
 
 
 @pytest.mark.parametrize(
-    "how", [{"freeze": False, "backbone": "scratch:vit-nano"}, {"head": "mlp"}], ids=str
+    "how",
+    [
+        pytest.param({"freeze": False, "backbone": "scratch:vit-nano"}, marks=pytest.mark.slow),
+        {"head": "mlp"},
+    ],
+    ids=str,
 )
 def test_what_is_trained_knows_the_direction_of_z_but_for_other_brains(how, predict) -> None:
     """Most of what it sees of one brain points where the brain does."""
