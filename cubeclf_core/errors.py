@@ -4,7 +4,7 @@
 
     CubeclfError                    exit code 1: it failed while running
     ├── RunFailed (RuntimeError)        a process died, an export did not match, …
-    │   ├── TrainingDiverged        a loss or a gradient is no number
+    │   ├── TrainingDiverged        a loss, a gradient or what is said in the end is no number
     │   └── Collapsed               in pretrain.monitors: the backbone says the same of all cuboids
     ├── Stopped                     exit code 75: asked to stop by a signal; nothing is lost
     └── InputError (ValueError)     exit code 2: the user can mend it
@@ -34,7 +34,7 @@ class RunFailed(CubeclfError, RuntimeError):
 
 
 class TrainingDiverged(RunFailed):
-    """The loss or the gradient of a training is no number any more."""
+    """A loss, a gradient or what a network says in the end is no number."""
 
 
 class Stopped(CubeclfError):

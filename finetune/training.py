@@ -283,6 +283,11 @@ class Training:
         if self.trial.held_out is None:
             return {}
         logits = self._ask(self.averaged.module, self.trial.held_out).float()
+        if not logits.isfinite().all():  # the last step of an epoch may spoil a network unseen
+            raise TrainingDiverged(
+                f"{self.trial.name}: what it says of labels that are held out is no number after "
+                f"epoch {self.epoch + 1}; try a lower learning_rate"
+            )
         labels = torch.from_numpy(self.labels[self.trial.held_out])
         score = logits.softmax(1)[:, CELL_CLASS].double().numpy()
         precision = average_precision_score(labels.numpy() == CELL_CLASS, score)

@@ -135,16 +135,23 @@ class Network:
             logits = in_parts(
                 outcome.classifier, lambda part: cuboids[index[part]].to(device), everything
             )
-        scores = _of_cells(logits)
+        scores = self._of_cells(logits)
         return Answer(scores, outcome.epochs, trained - start, time.monotonic() - trained)
 
     def _tried(self, task: Task, rate: Rate, part: Split) -> npt.NDArray[np.float64]:
         """Train on a part of what a task teaches, and score the rest: at its best, or at last."""
         if self.config().parts_held_out:
             said = self._trials(task, rate, [part]).hold_out()
-            return _of_cells(said)
+            return self._of_cells(said)
         inner = replace(task, learn=task.learn[part.train], test=task.learn[part.held_out])
         return self.answer(inner, rate).scores
+
+    def _of_cells(self, logits: torch.Tensor) -> npt.NDArray[np.float64]:
+        """Give probabilities of the class of cells; the last step of a training may spoil them."""
+        scores: npt.NDArray[np.float64] = logits.double().softmax(1)[:, CELL_CLASS].numpy()
+        if not self.config().fits_at_once and not np.isfinite(scores).all():
+            raise TrainingDiverged("what it says in the end is no number")
+        return scores
 
     def _held_out(self, task: Task) -> list[Split]:
         """A part of what a task learns from, to choose by; none where a head is fitted at once."""
@@ -228,14 +235,6 @@ def for_protocol(protocol: str, contender: Contender) -> dict[str, bool]:
     """Settings that a protocol asks for: labels of one other brain are for another, too."""
     given = protocol != "transfer" or "for_others" in contender.train
     return {} if given else {"for_others": True}
-
-
-def _of_cells(logits: torch.Tensor) -> npt.NDArray[np.float64]:
-    """Give probabilities of the class of cells; the last step of a training may spoil them."""
-    scores: npt.NDArray[np.float64] = logits.double().softmax(1)[:, CELL_CLASS].numpy()
-    if not np.isfinite(scores).all():
-        raise TrainingDiverged("what it says in the end is no number")
-    return scores
 
 
 def _list(factors: Sequence[float]) -> str:

@@ -135,6 +135,8 @@ def _effects(found: Sequence[Effect], measure: str, title: str) -> str:
 
 def _rates(plan: Plan, rows: Sequence[Row]) -> str:
     trained = {c.name for c in plan.contenders if c.trains}
+    # Of all seeds the same; the first of them may have diverged.
+    first = {(row.contender, row.protocol, row.budget, row.group): row for row in reversed(rows)}
     lines = [
         [
             escape(row.contender),
@@ -143,8 +145,8 @@ def _rates(plan: Plan, rows: Sequence[Row]) -> str:
             f"{row.rate:g} ×",
             escape(row.rate_by),
         ]
-        for row in rows
-        if row.contender in trained and row.seed == 0
+        for row in reversed(first.values())
+        if row.contender in trained
     ]
     head = ["contender", "labels", "group", "rate", "by"]
     return details("what each contender got", table(head, lines, text_columns=5)) if lines else ""

@@ -63,7 +63,8 @@ def compare(config: CompareConfig) -> None:
     Stopped
         If a signal asked for it; `--resume` goes on.
     RunFailed
-        If a training or a process fails, or the disk is full.
+        If a pretraining or a process fails, or the disk is full; if a training diverges, when
+        everything else is done and written.
     """
     whole = read_plan(config.plan)
     plan = whole.only(config.contenders)
@@ -266,18 +267,19 @@ def _conclude(
     """Write everything that is made of the cells; say so where there are not all."""
     cells = list(read_cells(jobs, stock))
     diverged = read_divergences(jobs, stock)
-    if not cells:
-        raise RunFailed(f"nothing can be compared: {diverged[0]}")
-    for told in diverged:
-        run.tell(f"note        left out: {told}")
-    remarks = [*remarks, *(f"Left out: {told}" for told in diverged)]
+    left_out = [f"Left out: {told}" for told in diverged]
+    for told in left_out:
+        run.tell(f"note        {told}")
+    tested = {row.group for row, _, _ in cells}
+    if empty := [name for name in stock.labels.names if name not in tested]:
+        raise RunFailed(f"nothing can be compared on {', '.join(empty)}: every training diverges")
     rows: list[Row] = [row for row, _, _ in cells]
     found = effects(cells, stock, plan)
     costs = _costs(plan, stock, pretrained)
     run.write_text("results.csv", to_csv(rows))
     run.write_text("differences.csv", to_csv(found))
     run.write_json("costs.json", {name: asdict(cost) for name, cost in costs.items()})
-    text = to_markdown(plan, rows, costs)
+    text = to_markdown(plan, rows, costs, left_out)
     run.write_text("table.md", text)
     run.write_text("plan.yaml", plan.text)  # the one that was given may be changed
     pictures = draw(plan, rows, costs)
@@ -285,7 +287,9 @@ def _conclude(
         (run.path / "figures" / "cost.png").unlink(missing_ok=True)
     for name, picture in pictures.items():
         run.save_figure(f"figures/{name}.png", picture.figure)
-    run.write_text("comparison.html", render(plan, rows, found, pictures.values(), remarks))
+    run.write_text(
+        "comparison.html", render(plan, rows, found, pictures.values(), [*remarks, *left_out])
+    )
     print(text, end="", flush=True)
     run.tell(f"page        {run.path / 'comparison.html'}")
     run.tell(f"all cells   {run.path / 'results.csv'}")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from finetune.comparing.cost import Cost
 from finetune.comparing.grid import Row
-from finetune.comparing.plan import Plan, budget_name, common_row, row_name
+from finetune.comparing.plan import Contender, Plan, budget_name, common_row, row_name
 
 Point = tuple[str, str, int]
 """Contender, protocol and budget."""
@@ -74,17 +74,19 @@ def by_group(rows: Sequence[Row], measure: str) -> dict[tuple[str, str, int, str
     return {key: Value.of(seeds) for key, seeds in found.items()}
 
 
-def to_markdown(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> str:
-    """Lay out what was tested, means over groups and seeds, each group, rates, and the cost."""
+def to_markdown(
+    plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost], left_out: Sequence[str] = ()
+) -> str:
+    """Lay out what was tested, means over groups and seeds, each group, rates, and the cost.
+
+    What is left out is told at the end.
+    """
     parts = [_lay_out(*tested(plan, rows))]
-    seeds = {
-        c.name: len({row.seed for row in rows if row.contender == c.name}) for c in plan.contenders
-    }
     for measure, title in TITLES.items():
         values = over_seeds(rows, measure)
         head = [title, *(f"{p} {budget_name(n)}" for p, n in plan.rows), "seeds"]
         body = [
-            [c.name, *(_cell(values.get((c.name, *row))) for row in plan.rows), str(seeds[c.name])]
+            [c.name, *(_cell(values.get((c.name, *row))) for row in plan.rows), _seeds(c, values)]
             for c in plan.contenders
         ]
         parts.append(_lay_out(head, body))
@@ -104,7 +106,14 @@ def to_markdown(plan: Plan, rows: Sequence[Row], costs: Mapping[str, Cost]) -> s
         parts.append(_lay_out(head, body))
     parts += _rates(plan, rows)
     parts.append(_costs(plan, rows, costs))
+    parts += ["\n".join(f"- {told}" for told in left_out)] if left_out else []
     return "\n\n".join(parts) + "\n"
+
+
+def _seeds(contender: Contender, values: Mapping[Point, Value]) -> str:
+    """How many seeds the means of a contender are of; from the fewest to the most."""
+    counts = [value.seeds for (name, _, _), value in values.items() if name == contender.name]
+    return "–".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else "0"
 
 
 def _rates(plan: Plan, rows: Sequence[Row]) -> list[str]:

@@ -626,15 +626,18 @@ def test_a_training_that_diverges_is_left_out_and_the_others_are_not(two: Path, 
     lowest = "each of the rates 1e+35, 1e+30; give it lower ones (at 1e+30: all labels: loss "
     assert lowest in outcome.err
     assert {row["contender"] for row in rows(out)} == {"contrast"}
-    page = (out / "comparison.html").read_text()
-    assert page.count("Left out: ") == 4
+    for name in ("comparison.html", "table.md"):
+        assert (out / name).read_text().count("Left out: ") == 4
     texts = {file: file.stat().st_mtime_ns for file in out.glob("cells/*.diverged.txt")}
     assert len(texts) == 6  # two searches too
 
-    # Nobody begins again what diverged.
+    # Nobody begins again what diverged, and means are not of some groups alone.
     resumed = command("cubeclf-compare", plan, "--out", out, "--workers", 1, "--resume")
     assert resumed.code == 1
     assert "4 of 6 cells" in resumed.err
+    alone = command("cubeclf-compare", plan, "--out", out, "--resume", "--contenders", "given")
+    assert alone.code == 1
+    assert "nothing can be compared on a, b: every training diverges" in alone.err
     assert {file: file.stat().st_mtime_ns for file in texts} == texts
 
 
@@ -904,6 +907,17 @@ def scored(contender: str, group: str, seed: int, auc: float) -> Row:
     told = {"protocol": "transfer", "budget": 20, "device": "cpu", "backbone": "", "seen": ""}
     rest = dict.fromkeys(Row.__dataclass_fields__, 0) | told | {"rate_by": "", "train_seconds": 3.0}
     return Row(**{**rest, "contender": contender, "group": group, "seed": seed, "auc": auc})
+
+
+def test_a_table_says_how_many_seeds_its_means_are_of(tmp_path: Path) -> None:
+    """What is left out of one group is out of the mean, with what that seed has in others."""
+    plan = read_plan(write_plan(tmp_path, seeds=2, transfer={"labels": [20, 40]}))
+    whole = [scored("untrained", group, seed, 0.9) for group in "ab" for seed in (0, 1)]
+    more = [replace(row, budget=40, auc=0.7 + 0.1 * row.seed) for row in whole]
+    text = to_markdown(plan, [*whole, *more[:3]], {}, ["Left out: untrained, b"])
+    assert "| untrained | 0.900 | 0.700 | 1–2 |" in text
+    assert "| contrast |  |  | 0 |" in text
+    assert text.endswith("\n\n- Left out: untrained, b\n")
 
 
 def marks(panel: Axes) -> dict[str, tuple[Any, Any, str]]:

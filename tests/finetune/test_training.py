@@ -15,7 +15,7 @@ from torch import nn
 from cubeclf_core.backbones import build_backbone
 from cubeclf_core.draws import Draws
 from cubeclf_core.engine import make_fabric
-from cubeclf_core.errors import InputError, RunFailed
+from cubeclf_core.errors import InputError, TrainingDiverged
 from cubeclf_core.heads import HeadConfig
 from cubeclf_core.metrics import classification_metrics
 from cubeclf_core.regression import fit_logistic, mean_of, widened
@@ -33,7 +33,7 @@ from finetune.config import FinetuneConfig
 from finetune.examples import Features, keep_features
 from finetune.labels import Labelled, join
 from finetune.parts import Split
-from finetune.training import fit_head, prior_logits
+from finetune.training import Training, fit_head, prior_logits
 from finetune.trials import Trials, share_flipped
 
 NANO = Vit3dConfig(size="nano", channels=1)
@@ -413,8 +413,15 @@ def test_a_fitted_head_stays_where_training_makes_it_worse(blobs, fit_at_once, p
 
 def test_a_training_that_diverges_says_so(blobs) -> None:
     ruinous = {"freeze": False, "epochs": 3, "batch_size": 8, "learning_rate": 1e6}
-    with pytest.raises(RunFailed, match="try a lower learning_rate"):
+    with pytest.raises(TrainingDiverged, match="try a lower learning_rate"):
         make_trials(network(), blobs(40, 0), [halves(40)], **ruinous).run(False)
+
+
+def test_a_network_that_its_last_step_spoils_has_diverged(blobs, monkeypatch) -> None:
+    spoilt = torch.full((20, 2), math.nan)
+    monkeypatch.setattr(Training, "_ask", lambda self, network, index: spoilt[: len(index)])
+    with pytest.raises(TrainingDiverged, match="held out is no number after epoch 1; try a lower"):
+        make_trials(network(), blobs(40, 0), [halves(40)], freeze=False, batch_size=8).run(False)
 
 
 def test_a_training_that_no_longer_improves_ends(blobs) -> None:
