@@ -29,7 +29,7 @@ benchmarks: $(STAMP)  ## docs/benchmarks.md from what has been measured
 	$(BIN)/python -m benchmarks.page
 
 test: $(STAMP)  ## the quick tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2  # a thread a worker
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal  # a thread a worker
 
 test-all: $(STAMP)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest -m "not gpu"

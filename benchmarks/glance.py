@@ -10,9 +10,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.comparison import PLANS
-from finetune.comparing.grid import Row
 from finetune.comparing.pictures import group_curves
 from finetune.comparing.plan import UNSEEDED, Contender, Plan, Rule, budget_name, read_plan
+from finetune.comparing.results import Row
 from finetune.comparing.table import TITLES, by_group, over_seeds, whole
 
 ONE_DRAW = "†"

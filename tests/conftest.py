@@ -17,21 +17,27 @@ from jaxtyping import install_import_hook
 
 # What our modules import: if they did it under the hook below, Python would pass over the compiled
 # files of these, for seconds.
-for name in (
+FIRST = (
     "dask.array",
     "lightning_fabric",
     "matplotlib.figure",
     "sklearn.ensemble",
     "timm",
     "zarr",
-):
-    import_module(name)
+)
 
-# Types, shapes and dtypes of annotations are checked at every call; an int will do for a float.
-# The hook takes its checker by a name that can be imported.
-sys.modules["checker"] = checker = ModuleType("checker")
-checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
-install_import_hook(["cubeclf_core", "pretrain", "finetune"], "checker.check")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check types, shapes and dtypes of annotations at every call; an int will do for a float."""
+    if config.getoption("numprocesses", None):
+        return  # which has others test
+    for name in FIRST:
+        import_module(name)
+    # The hook takes its checker by a name that can be imported.
+    sys.modules["checker"] = checker = ModuleType("checker")
+    checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # type: ignore[attr-defined]
+    install_import_hook(["cubeclf_core", "pretrain", "finetune"], "checker.check")
+
 
 settings.register_profile("cubeclf", deadline=None, max_examples=50)
 settings.load_profile("cubeclf")

@@ -4,64 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cubeclf_core.engine import DEVICE_KINDS, make_fabric
+from cubeclf_core.engine import make_fabric
+from finetune.comparing.results import Cost
 from finetune.config import FinetuneConfig
 from finetune.starting import load_start, untrained_classifier
 
 _BATCH = 32
 _ROUNDS = 5
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one cuboid, in inference, in float32.
-
-    Attributes
-    ----------
-    parameters
-        Of backbone and head.
-    gflop
-        10⁹ floating-point operations forward: a multiplication and an addition are two.
-    ms
-        Milliseconds a cuboid in batches of 32 on `device` with `threads`, one as in training.
-    device, threads
-        Where that was measured.
-    copies
-        Of each label that a frozen backbone is asked about before its head is fitted; 0 of others.
-    """
-
-    parameters: int
-    gflop: float
-    ms: float
-    device: str
-    threads: int
-    copies: int = 0
-
-    def seconds_to_train(self, labels: int, seconds: float) -> float:
-        """Seconds from labels to a classifier.
-
-        A comparison asks a frozen backbone once for all cells, which counts in none of them. Who
-        has so many labels asks it about these.
-
-        Parameters
-        ----------
-        labels
-            How many.
-        seconds
-            Of training, without that.
-        """
-        return seconds + labels * self.copies * self.ms / 1000
-
-    @property
-    def kind(self) -> str:
-        """Kind of the device, as `cubeclf_core.engine.DEVICE_KINDS` has it."""
-        return self.device if self.device in DEVICE_KINDS else "cuda"
 
 
 def measure_cost(config: FinetuneConfig) -> Cost:

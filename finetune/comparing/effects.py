@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from cubeclf_core.bootstrap import interval, resampled_weights, spatial_blocks
 from cubeclf_core.console import progress
-from finetune.comparing.grid import Row
 from finetune.comparing.plan import UNSEEDED, Plan
+from finetune.comparing.results import Row
 from finetune.comparing.stock import Stock
 from finetune.comparing.tasks import Task
 from finetune.measures import TOO_FEW_BLOCKS, Metrics, measure_score

@@ -29,6 +29,13 @@ from finetune.comparing.networks import (
 )
 from finetune.comparing.plan import Contender, Plan
 from finetune.comparing.pretraining import Pretrained, has_seen
+from finetune.comparing.results import (
+    Row,
+    read_cell,
+    read_divergence,
+    write_cell,
+    write_divergence,
+)
 from finetune.comparing.rules import Rules
 from finetune.comparing.stock import Stock, look
 from finetune.comparing.tasks import Answer, Task, make_task
@@ -36,61 +43,6 @@ from finetune.training import BEGINNING, HEADS
 from finetune.trials import FLIPS
 
 _PEAK = Path("/proc/self/status")  # of Linux
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the long table.
-
-    Attributes
-    ----------
-    contender, protocol, budget, group, seed
-        Which cell; a budget of 0 is all labels.
-    labels, cells
-        That were learned from, and how many of these are cells.
-    tested, prevalence
-        How many were tested, and the share of cells in them.
-    auc, average_precision, average_precision_less_prevalence
-        Of the scores.
-    backbone
-        Name or path, of a classifier too, of a run of this comparison from its folder on; empty for
-        what has neither.
-    seen
-        Whether it has learned from the tested group's voxels before, without labels, or with them
-        where it is a classifier: yes, no or unknown.
-    device
-        Kind of the device that it was computed on, which times and memory depend on.
-    rate, rate_by
-        Factor of the usual learning rate, and by what it was chosen.
-    epochs
-        Of training.
-    train_seconds, test_seconds
-        What took how long, in one process; see `finetune.comparing.tasks.Answer`.
-    memory_gb
-        The most that its process has held meanwhile; NaN where the system does not tell.
-    """
-
-    contender: str
-    protocol: str
-    budget: int
-    group: str
-    seed: int
-    labels: int
-    cells: int
-    tested: int
-    prevalence: float
-    auc: float
-    average_precision: float
-    average_precision_less_prevalence: float
-    backbone: str
-    seen: str
-    device: str
-    rate: float
-    rate_by: str
-    epochs: int
-    train_seconds: float
-    test_seconds: float
-    memory_gb: float
 
 
 @dataclass(frozen=True)
@@ -176,7 +128,7 @@ class Job:
 
         It would again: what a cell is called by is all that it depends on.
         """
-        return "" if self.found(task, stock) else _read_divergence(self.file(task, stock))
+        return "" if self.found(task, stock) else read_divergence(self.file(task, stock))
 
     def tasks(self, stock: Stock, row: tuple[str, int]) -> list[Task]:
         """Of one row, by seed."""
@@ -197,7 +149,7 @@ class Job:
         """The rate that a row has: of cells that are done, or of a search, on any device."""
         for task in self.tasks(stock, row):
             if done := self.found(task, stock):
-                cell, _ = _read(done[1])
+                cell, _ = read_cell(done[1])
                 return Rate(cell["rate"], cell["rate_by"])
         search = self.search(stock, row)
         for device in dict.fromkeys((self.device, *DEVICE_KINDS)):
@@ -251,9 +203,9 @@ def run_job(job: Job) -> int:
                 rate = _rate(job, row, stock)
                 answer = _answer(network, task, rate)
             except TrainingDiverged as error:  # others go on
-                _write_divergence(file, error)
+                write_divergence(file, error)
                 continue
-        _write(file, _row(job, task, stock, answer, rate), answer.scores)
+        write_cell(file, _row(job, task, stock, answer, rate), answer.scores)
     return len(left)
 
 
@@ -325,12 +277,12 @@ def _rate(job: Job, row: tuple[str, int], stock: Stock) -> Rate:
         return kept
     task = job.search(stock, row)
     file = job.rate_file(task, stock)
-    if told := _read_divergence(file):
+    if told := read_divergence(file):
         raise TrainingDiverged(told)
     try:
         rate = _network(job, 0, stock).choose_rate(task)
     except TrainingDiverged as error:
-        _write_divergence(file, error)
+        write_divergence(file, error)
         raise
     if job.contender.chooses_rate:
         with replacing(file) as made:
@@ -367,7 +319,7 @@ def read_cells(jobs: Sequence[Job], stock: Stock) -> Iterator[tuple[Row, Task, n
             for task in job.tasks(stock, row):
                 if done := job.found(task, stock):
                     device, file = done
-                    told, scores = _read(file)
+                    told, scores = read_cell(file)
                     name = job.backbone(task.seed)
                     volumes = frozenset(stock.labels.volumes[i] for i in task.test)
                     device = "cpu" if job.contender.rule is not None else device
@@ -412,31 +364,6 @@ def _row(job: Job, task: Task, stock: Stock, answer: Answer, rate: Rate) -> dict
         "rate": rate.factor,
         "rate_by": rate.how,
     }
-
-
-def _write(file: Path, row: dict[str, Any], scores: npt.NDArray[Any]) -> None:
-    with replacing(file) as made, made.open("wb") as opened:
-        np.savez(opened, scores=scores, row=np.array(json.dumps(row)))
-
-
-def _read(file: Path) -> tuple[dict[str, Any], npt.NDArray[Any]]:
-    with np.load(file) as opened:
-        return json.loads(str(opened["row"])), opened["scores"]
-
-
-def _write_divergence(file: Path, error: TrainingDiverged) -> None:
-    """Leave what is told of a training beside where its result would be."""
-    with replacing(_divergence(file)) as made:
-        made.write_text(str(error), encoding="utf-8")
-
-
-def _read_divergence(file: Path) -> str:
-    told = _divergence(file)
-    return told.read_text(encoding="utf-8") if told.exists() else ""
-
-
-def _divergence(file: Path) -> Path:
-    return file.with_suffix(".diverged.txt")
 
 
 def _digest(index: npt.NDArray[np.int64]) -> str:

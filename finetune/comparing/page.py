@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from cubeclf_core.environment import environment
-from finetune.comparing.cost import Cost
 from finetune.comparing.effects import Effect
-from finetune.comparing.grid import Row
 from finetune.comparing.pictures import (
     cost_against_quality,
     group_bars,
@@ -17,6 +15,7 @@ from finetune.comparing.pictures import (
     learning_curves,
 )
 from finetune.comparing.plan import AS_IT_IS, Plan, budget_name, other_name
+from finetune.comparing.results import Cost, Row
 from finetune.comparing.table import TITLES, over_seeds, tested
 from finetune.report_html import bullets, details, figure, section, table
 from finetune.report_pictures import Picture

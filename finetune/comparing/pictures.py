@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from cubeclf_core.drawing import plain_text
-from finetune.comparing.cost import Cost
-from finetune.comparing.grid import Row
 from finetune.comparing.plan import UNSEEDED, Plan, budget_name, common_row, row_name
+from finetune.comparing.results import Cost, Row
 from finetune.comparing.table import (
     TITLES,
     Point,

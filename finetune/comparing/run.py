@@ -24,11 +24,10 @@ from cubeclf_core.runs import RunFolder
 from cubeclf_core.signals import StopRequest, stop_on_signals
 from cubeclf_core.vit_config import Vit3dConfig
 from finetune.cluster import open_cluster
-from finetune.comparing.cost import Cost, measure_cost
+from finetune.comparing.cost import measure_cost
 from finetune.comparing.effects import effects
 from finetune.comparing.grid import (
     Job,
-    Row,
     embed,
     embeddings,
     jobs_of,
@@ -42,6 +41,7 @@ from finetune.comparing.page import draw, render
 from finetune.comparing.plan import AS_IT_IS, Plan, read_plan
 from finetune.comparing.pretraining import Pretrained, Pretraining, run_pretraining
 from finetune.comparing.processes import Processes, alone, usable_cores
+from finetune.comparing.results import Cost, Row
 from finetune.comparing.stock import Stock, fill, look, places
 from finetune.comparing.table import to_csv, to_markdown
 from finetune.comparing.tasks import check_tasks

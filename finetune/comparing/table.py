@@ -10,9 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
-from finetune.comparing.cost import Cost
-from finetune.comparing.grid import Row
 from finetune.comparing.plan import Contender, Plan, budget_name, common_row, row_name
+from finetune.comparing.results import Cost, Row
 
 Point = tuple[str, str, int]
 """Contender, protocol and budget."""

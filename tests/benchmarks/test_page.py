@@ -16,7 +16,7 @@ from benchmarks import page as page_module
 from benchmarks.apart import apart
 from benchmarks.glance import gather, picture, tables
 from benchmarks.page import DOCS, PAGE, RESULTS, finetuning_part, pages, scaling_part
-from finetune.comparing.grid import Row
+from finetune.comparing.results import Row
 
 ROOT = Path(__file__).parents[2]
 

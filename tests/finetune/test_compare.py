@@ -27,14 +27,15 @@ from cubeclf_core.rules import density
 from cubeclf_core.trained import save_classifier
 from cubeclf_core.vit import Vit3dConfig
 from finetune.comparing import grid
-from finetune.comparing.cost import Cost, measure_cost
+from finetune.comparing.cost import measure_cost
 from finetune.comparing.effects import effects
 from finetune.comparing.forest import forest_scores
-from finetune.comparing.grid import Row, jobs_of, run_job, search, searches
+from finetune.comparing.grid import jobs_of, run_job, search, searches
 from finetune.comparing.networks import Network, Rate
 from finetune.comparing.page import draw, render
 from finetune.comparing.plan import ALL, Contender, Own, read_plan
 from finetune.comparing.pretraining import Pretrained, has_ended, has_seen
+from finetune.comparing.results import Cost, Row
 from finetune.comparing.rules import crowding
 from finetune.comparing.stock import fill, look, signature
 from finetune.comparing.table import to_markdown
@@ -350,9 +351,8 @@ def test_a_comparison_and_what_it_takes_up_again(two: Path, command, monkeypatch
     assert "go on with it by --resume" in again.err
     assert "--overwrite, which deletes" in again.err
     assert (out / "plan.yaml").read_text() == yaml.safe_dump(SMALL, sort_keys=False)
-    again = command(
-        "cubeclf-compare", write_plan(two, contenders=contenders), "--out", out, "--resume"
-    )
+    words = ("--out", out, "--resume", "--workers", 1)
+    again = command("cubeclf-compare", write_plan(two, contenders=contenders), *words)
     assert again.code == 0, again.err
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert len(list((out / "cells").iterdir())) == len(before) + 2
@@ -360,6 +360,7 @@ def test_a_comparison_and_what_it_takes_up_again(two: Path, command, monkeypatch
     assert {r["device"] for r in rows(out)} == {device_kind()}
 
 
+@pytest.mark.slow
 def test_labels_of_others_are_learned_from_beside_a_few_of_ones_own(two: Path, command) -> None:
     own = {"labels": [8], "along": "y", "learn_below": 0.35, "test_above": 0.65}
     contenders = {"forest": {"rule": "forest"}, "untrained": {"backbone": "scratch:vit-nano"}}
@@ -641,6 +642,7 @@ def test_a_training_that_diverges_is_left_out_and_the_others_are_not(two: Path, 
     assert {file: file.stat().st_mtime_ns for file in texts} == texts
 
 
+@pytest.mark.slow
 def test_labels_of_one_other_brain_are_for_another(two: Path) -> None:
     given = {"usual": {}, "said": {"for_others": True}, "own": {"for_others": False}}
     backbone = "scratch:vit-nano+projection"

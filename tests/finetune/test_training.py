@@ -252,6 +252,7 @@ def test_a_residual_network_is_trained_and_its_frozen_statistics_stay(blobs) -> 
     assert changed == {"stage4"}
 
 
+@pytest.mark.slow
 def test_a_residual_network_starts_from_a_head_that_fits_what_it_says_in_training(blobs) -> None:
     torch.manual_seed(0)
     base = Classifier(ResNet3d(ResNet3dConfig(channels=1)))
@@ -308,6 +309,7 @@ def test_parts_of_a_batch_hold_all_classes(blobs) -> None:
     assert all(classes == {0, 1} for classes in seen)
 
 
+@pytest.mark.slow
 def test_random_weights_start_from_a_head_that_says_no_more_than_the_shares(blobs) -> None:
     """A head that was fitted on what they say has a loss of dozens as soon as they change."""
     torch.manual_seed(0)
