@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cubeclf_core import zoo
 from cubeclf_core.environment import environment
 from cubeclf_core.errors import CheckpointError
 from cubeclf_core.files import replacing
@@ -100,8 +101,9 @@ def load_checkpoint(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
         bundled = path / BUNDLED
         file = bundled if bundled.is_file() else path / "exported" / f"{kind}.safetensors"
     if not file.is_file():
+        come_with_us = "".join(f", or {name}" for name in zoo.known(kind))
         raise CheckpointError(
-            f"no {kind} at {file}; expected a run's folder or a .safetensors file"
+            f"no {kind} at {file}; expected a run's folder or a .safetensors file{come_with_us}"
         )
     try:
         with safe_open(file, "pt") as opened:

@@ -90,8 +90,8 @@ def find(name: str | Path, kind: Kind) -> Path | None:
     return kept
 
 
-def known(kind: Kind) -> list[str]:
-    """Names of all weights of a kind."""
+def known(kind: str) -> list[str]:
+    """Names of all weights of a kind; none of a kind that the index has nothing of."""
     return [name for name, entry in index().items() if entry.kind == kind]
 
 

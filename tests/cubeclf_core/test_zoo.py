@@ -90,6 +90,13 @@ def test_a_name_of_another_kind_is_refused_and_a_path_comes_first(tmp_path, monk
     assert zoo.find("no such name", "backbone") is None
 
 
+def test_who_mistypes_a_name_is_told_which_there_are(tmp_path: Path, command) -> None:
+    words = ("cells-tiny-v0", "--format", "onnx", "--out", tmp_path / "cells.onnx")
+    outcome = command("cubeclf-export", *words)
+    assert outcome.code == 2
+    assert outcome.lines[-1].endswith("file, or " + ", or ".join(zoo.known("classifier")))
+
+
 def test_larger_weights_are_downloaded_once_and_checked(tmp_path: Path, monkeypatch) -> None:
     source = tmp_path / "elsewhere"
     source.write_bytes(b"weights" * 400_000)
